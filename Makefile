@@ -1,0 +1,39 @@
+# Thin on purpose: every target calls a program that can be called without make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test lint format serve bench clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+demo: $(READY)   ## data -> training -> ONNX -> Triton -> verdicts -> latency, about ten minutes on two cores
+	$(BIN)/python benchmarks/demo.py
+
+test: $(READY)   ## the whole suite, against the real Triton server
+	$(BIN)/python -m pytest
+
+lint: $(READY)   ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+serve: $(READY)  ## run Triton on model_repository/
+	$(BIN)/python -m serve
+
+bench: $(READY)  ## latency sweep against a server that it starts
+	$(BIN)/python benchmarks/latency.py --serve
+
+clean:           ## remove what was built: environment, data, runs, published models
+	rm -rf $(VENV) data runs logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find model_repository -mindepth 1 -not -name README.md -delete
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
