@@ -1,0 +1,1 @@
+"""Training: labelled images in; a model, its calibration, an evaluation and a policy out (`python -m train`)."""
