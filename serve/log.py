@@ -1,0 +1,127 @@
+"""The server's log: read line by line, kept, forwarded, and asked for reasons.
+
+Triton says why a model was refused only here (a configuration that does not parse leaves the model in the index without
+state and without reason), so the end of the log is what a start-up error is made of.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO
+
+_LINE = re.compile(
+    r"^(?P<time>\d{4}-\d\d-\d\dT\S+) (?P<severity>[IWEFV]) (?P<pid>\d+) (?P<source>\S+?)\] (?P<message>.*)$"
+)
+_SEVERITIES = {"I": "info", "W": "warning", "E": "error", "F": "fatal", "V": "verbose"}
+_REFUSALS = (
+    re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)$"),
+    re.compile(r"[Pp]oll failed for model directory '(?P<model>[^']+)': (?P<reason>.*)$"),
+    re.compile(r"failed to load model '(?P<model>[^']+)': (?P<reason>.*)$"),
+)
+_SOCKET_IN_USE = re.compile(r"[Ss]ocket '[^']*:(?P<port>\d+)' already in use")
+_NUM_LINES_KEPT = 4000
+
+
+class LogReader:
+    """Reads a server's output on a thread until it ends; keeps the last lines and passes each one on."""
+
+    def __init__(
+        self, stream: IO[bytes], *, file: Path | None, sinks: Iterable[Callable[[str], None]] = ()
+    ) -> None:
+        """Start reading. `file` is appended to; each of `sinks` is called with every line."""
+        self._lines: collections.deque[str] = collections.deque(maxlen=_NUM_LINES_KEPT)
+        self._sinks = tuple(sinks)
+        self._file = file.open("a", encoding="utf-8") if file is not None else None
+        self._thread = threading.Thread(target=self._read, args=(stream,), name="server-log", daemon=True)
+        self._thread.start()
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the last lines, oldest first."""
+        return tuple(self._lines)
+
+    def close(self, *, timeout_s: float = 5.0) -> None:
+        """Wait for the end of the output."""
+        self._thread.join(timeout_s)
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self, stream: IO[bytes]) -> None:
+        with stream:
+            for raw in stream:
+                line = raw.decode("utf-8", "replace").rstrip("\n")
+                self._lines.append(line)
+                if self._file is not None and not self._file.closed:
+                    self._file.write(line + "\n")
+                    self._file.flush()
+                for sink in self._sinks:
+                    sink(line)
+
+
+def as_json(line: str) -> str:
+    """Turn a line of the server's log into one JSON object: time, severity, source and message where it has them."""
+    found = _LINE.match(line)
+    if found is None:
+        return json.dumps({"severity": "info", "message": line})
+    return json.dumps(
+        {
+            "time": found["time"],
+            "severity": _SEVERITIES[found["severity"]],
+            "source": found["source"],
+            "message": _unquoted(found["message"]),
+        }
+    )
+
+
+def load_failures(lines: Iterable[str]) -> dict[str, str]:
+    """Model name -> why it was refused, in the server's words."""
+    reasons: dict[str, str] = {}
+    kept = list(lines)
+    for position, line in enumerate(kept):
+        text = _message(line)
+        for refusal in _REFUSALS:
+            found = refusal.search(text)
+            if found is not None and not reasons.get(Path(found["model"]).name):
+                reason = found["reason"].strip() or _continued(kept[position + 1 :])
+                reasons[Path(found["model"]).name] = reason
+    return reasons
+
+
+def sockets_in_use(lines: Iterable[str]) -> list[int]:
+    """Ports that the server could not listen on."""
+    return [int(found["port"]) for found in map(_SOCKET_IN_USE.search, lines) if found is not None]
+
+
+def errors(lines: Iterable[str]) -> list[str]:
+    """Messages of severity error or worse."""
+    matches = filter(None, map(_LINE.match, lines))
+    return [_unquoted(found["message"]) for found in matches if found["severity"] in "EF"]
+
+
+def _message(line: str) -> str:
+    found = _LINE.match(line)
+    return _unquoted(found["message"]) if found is not None else line
+
+
+def _continued(following: list[str]) -> str:
+    """Join a message that goes on for several lines, up to the next one with a head."""
+    parts = []
+    for line in following:
+        if _LINE.match(line):
+            break
+        parts.append(line.strip())
+    return " ".join(parts).strip().strip('"')
+
+
+def _unquoted(message: str) -> str:
+    """Triton writes messages as C strings in quotes."""
+    if len(message) > 1 and message.startswith('"') and message.endswith('"'):
+        try:
+            return str(json.loads(message))
+        except ValueError:
+            return message[1:-1]
+    return message.lstrip('"')

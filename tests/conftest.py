@@ -1,0 +1,53 @@
+"""Fixtures that tests share: a small real model repository, and a real Triton server on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.config import ServerConfig
+from serve.server import TritonServer
+from tests.small_model import build_repository
+
+StartServer = Callable[..., TritonServer]
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a model repository with the small model; shared, so never write to it."""
+    return build_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture
+def repository_factory(tmp_path: Path) -> Callable[..., Path]:
+    """Make a private repository: `repository_factory(name="a", config=small_config(...))`."""
+
+    def make(name: str = "repository", **options: Any) -> Path:
+        return build_repository(tmp_path / name, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def triton(repository: Path) -> Iterator[TritonServer]:
+    """Run a server on the small repository; shared, so never stop or change it."""
+    config = ServerConfig(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(config) as server:
+        yield server
+
+
+@pytest.fixture
+def start_triton() -> Iterator[StartServer]:
+    """Start private servers: `start_triton(repository, **ServerConfig fields)`; they are stopped after the test."""
+    with ExitStack() as running:
+
+        def start(repository: Path, **options: Any) -> TritonServer:
+            free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "exit_timeout_s": 5.0}
+            server = TritonServer(ServerConfig(repository=repository, **{**free, **options}))
+            return running.enter_context(server)
+
+        yield start
