@@ -1,0 +1,130 @@
+"""What was handed over: turns every accepted kind of source into file bytes, a loaded PIL image or an array.
+
+Nothing of the caller's is changed: file positions are restored, PIL images that are not loaded are reread from their
+file instead of being loaded (or drafted) in place.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from moderation_client._errors import EmptyImageError, ImageReadError, ImageTooLargeError
+
+if TYPE_CHECKING:
+    from moderation_client.images import ImageLimits, ImageSource
+
+EXPECTED = "expected a path, bytes, a binary file object, a PIL image or a numpy array"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A file's bytes."""
+
+    data: bytes
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Pixels that somebody else decoded: a PIL image or an array."""
+
+    pixels: Image.Image | np.ndarray[Any, Any]
+    name: str
+
+
+def read_source(source: ImageSource, limits: ImageLimits) -> Encoded | Loaded:
+    """Get at the bytes or pixels of a source. Raises ImageReadError, EmptyImageError, ImageTooLargeError."""
+    if isinstance(source, np.ndarray):
+        return Loaded(pixels=source, name="array")
+    if isinstance(source, Image.Image):
+        return _read_pil(source, limits)
+    if isinstance(source, bytes | bytearray | memoryview):
+        _check_size(len(source) if not isinstance(source, memoryview) else source.nbytes, "bytes", limits)
+        return Encoded(data=bytes(source), name="bytes")
+    if isinstance(source, str | os.PathLike):
+        return _read_path(source, limits)
+    if callable(getattr(source, "read", None)):
+        return _read_file(source, "file object", limits)
+    raise ImageReadError(f"{EXPECTED}, got {type(source).__name__}", source=type(source).__name__)
+
+
+def _read_path(source: str | os.PathLike[str], limits: ImageLimits) -> Encoded:
+    name = os.fsdecode(source)
+    try:
+        with Path(name).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_size(size or 1, name, limits)  # a pipe says 0: what can be read decides
+            data = file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise ImageReadError(f"cannot be read: {error}", source=name) from error
+    _check_size(len(data), name, limits)
+    return Encoded(data=data, name=name)
+
+
+def _read_file(file: Any, name: str, limits: ImageLimits) -> Encoded:
+    """Read a file object from its start and put its position back."""
+    try:
+        position = file.tell() if _seekable(file) else None
+        if position is not None:
+            file.seek(0)
+        try:
+            data = _read_all(file, limits.max_bytes + 1)
+        finally:
+            if position is not None:
+                file.seek(position)
+    except Exception as error:
+        # A file-like object of the caller's may raise anything: it is still this image that cannot be judged.
+        raise ImageReadError(f"cannot be read: {error or type(error).__name__}", source=name) from error
+    _check_size(len(data), name, limits)
+    return Encoded(data=data, name=name)
+
+
+def _seekable(file: Any) -> bool:
+    """Whether the position can be kept; file-likes that only have seek and tell count."""
+    seekable = getattr(file, "seekable", None)
+    return bool(seekable()) if callable(seekable) else hasattr(file, "seek") and hasattr(file, "tell")
+
+
+def _read_all(file: Any, limit: int) -> bytes:
+    """Read up to `limit` bytes, in as many reads as a raw stream needs."""
+    parts: list[bytes] = []
+    size = 0
+    while size < limit:
+        part = file.read(limit - size)
+        if isinstance(part, str):
+            raise TypeError("it is open as text; open it with mode 'rb'")
+        if not part:
+            break
+        parts.append(bytes(part))
+        size += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _read_pil(image: Image.Image, limits: ImageLimits) -> Encoded | Loaded:
+    """Reread an image that is not loaded; take a loaded one as it is."""
+    if not isinstance(image, ImageFile.ImageFile) or getattr(image, "_im", None) is not None:
+        return Loaded(pixels=image, name="PIL image")
+    file = getattr(image, "_fp", None) or image.fp
+    if not callable(getattr(file, "read", None)):
+        raise ImageReadError(
+            "the PIL image's file is closed and its pixels were never loaded", source="PIL image"
+        )
+    return _read_file(file, "PIL image", limits)
+
+
+def _check_size(num_bytes: int, name: str, limits: ImageLimits) -> None:
+    if num_bytes == 0:
+        raise EmptyImageError("there are no bytes", source=name, value=0)
+    if num_bytes > limits.max_bytes:
+        raise ImageTooLargeError(
+            f"more than {limits.max_bytes} bytes (max_bytes)",
+            source=name,
+            value=num_bytes,
+            limit=limits.max_bytes,
+        )
