@@ -1,0 +1,1 @@
+"""From a trained run (or a foreign ONNX file) to verified variants in a Triton model repository."""

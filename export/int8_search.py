@@ -1,0 +1,144 @@
+"""Chooses the INT8 settings: the fastest ones first, more layers in float until decisions agree on the selection images.
+
+1. Each calibration method with every layer quantized; the best one by agreement, then by mean score shift, stays.
+2. Where that is not enough, the layers are split into blocks in graph order, each block's harm is measured by quantizing it
+   alone, and blocks go back to float, most harmful first, until the target is met or the budget of blocks is spent.
+The test split is not looked at here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import session
+from export.gates import Limits
+from export.int8 import Int8Settings, Method, Quantizer, blocks
+from export.parity import compare
+from export.source import Scores, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How hard the search tries."""
+
+    methods: tuple[Method, ...] = ("minmax", "percentile", "entropy")
+    """Calibration methods, in the order they are tried."""
+    num_blocks: int = 12
+    """Blocks the layers are split into for finding the sensitive ones."""
+    max_float_blocks: int = 6
+    """At most so many of them go back to float: more would not be INT8 any more."""
+    safety: float = 0.004
+    """How much above the gate's agreement the selection images must lie, so that the test images pass too."""
+    batch_size: int = 16
+    """Batch of the measurements."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One measured setting, on the selection images."""
+
+    settings: Int8Settings
+    agreement: float
+    """Smallest share of equal decisions over the policy and the mid-range thresholds."""
+    mean_shift: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Larger is better."""
+        return (self.agreement, -self.mean_shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The chosen setting and everything that was tried."""
+
+    chosen: Trial
+    trials: tuple[Trial, ...]
+    num_layers: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "method": self.chosen.settings.method,
+            "float_layers": list(self.chosen.settings.float_nodes),
+            "num_layers": self.num_layers,
+            "trials": [dataclasses.asdict(trial) for trial in self.trials],
+        }
+
+
+class _Bench:
+    """Measures settings against the reference scores of the selection images."""
+
+    def __init__(self, source: Source, quantizer: Quantizer, folder: Path, batch_size: int) -> None:
+        self._source, self._quantizer, self._batch_size = source, quantizer, batch_size
+        self._split = source.images.selection
+        self._reference = self._scores(quantizer.prepared)
+        self._file = folder / "trial.onnx"
+        self.trials: list[Trial] = []
+
+    def _scores(self, path: Path) -> Scores:
+        return session.run(session.open_session(path), self._split.pixels, batch=self._batch_size)
+
+    def try_settings(self, settings: Int8Settings) -> Trial:
+        """Quantize, score, compare; remembered in `trials`."""
+        self._quantizer.write(self._file, settings)
+        parity = compare(self._source, self._split, self._reference, self._scores(self._file), {})
+        trial = Trial(settings=settings, agreement=parity.min_agreement, mean_shift=parity.shift.mean)
+        self.trials.append(trial)
+        return trial
+
+    def harm(self, method: Method, block: tuple[str, ...], views: int) -> float:
+        """Mean squared score shift when this block alone is quantized, on the first `views` views."""
+        others = tuple(name for name in self._quantizer.layers if name not in block)
+        self._quantizer.write(self._file, Int8Settings(method=method, float_nodes=others))
+        opened = session.open_session(self._file)
+        scores = session.run(opened, self._split.pixels[:views], batch=self._batch_size)
+        return float(np.square(scores - self._reference[:views]).mean())
+
+
+def search_int8(source: Source, fp32: Path, path: Path, limits: Limits, config: SearchConfig) -> Found:
+    """Write the best INT8 graph found to `path`; whether it passes its gate is for the test images to say."""
+    target = min(1.0, limits.min_agreement + config.safety)
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        folder = Path(temporary)
+        quantizer = Quantizer(fp32, source.images.calibration, folder)
+        bench = _Bench(source, quantizer, folder, config.batch_size)
+        best = _best_method(bench, config, target)
+        if best.agreement < target:
+            best = max(
+                (best, _with_float_blocks(bench, quantizer, best, config, target)), key=lambda t: t.rank
+            )
+        quantizer.write(path, best.settings)
+        return Found(chosen=best, trials=tuple(bench.trials), num_layers=len(quantizer.layers))
+
+
+def _best_method(bench: _Bench, config: SearchConfig, target: float) -> Trial:
+    for method in config.methods:
+        if bench.try_settings(Int8Settings(method=method)).agreement >= target:
+            break
+    return max(bench.trials, key=lambda trial: trial.rank)
+
+
+def _with_float_blocks(
+    bench: _Bench, quantizer: Quantizer, start: Trial, config: SearchConfig, target: float
+) -> Trial:
+    method = start.settings.method
+    parts = blocks(
+        [name for name in quantizer.layers if name not in quantizer.always_float], config.num_blocks
+    )
+    order = sorted(parts, key=lambda block: -bench.harm(method, block, views=96))
+    floats: tuple[str, ...] = ()
+    best = start
+    for block in order[: config.max_float_blocks]:
+        floats += block
+        trial = bench.try_settings(Int8Settings(method=method, float_nodes=floats))
+        best = max((best, trial), key=lambda each: each.rank)
+        if trial.agreement >= target:
+            return trial
+    return best

@@ -1,0 +1,79 @@
+"""How a published model is run: instances, threads, batching, queues. Kept in the repository's state, not in a version."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from export.errors import RepositoryError
+from export.session import cpu_quota
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Settings that go into config.pbtxt; 0 means chosen for this machine."""
+
+    instances: int = 0
+    """Model instances on the CPU; by default as many as CPUs / threads. Several with one thread each carry more load, one with several threads answers a lone caller faster."""
+    threads: int = 0
+    """Threads of each CPU instance; by default 1, or what `instances` leaves."""
+    gpu_instances: int = 1
+    """Model instances on each GPU."""
+    max_batch_size: int = 32
+    """Largest batch the server forms or takes."""
+    max_queue_delay_us: int = 500
+    """How long a request may wait for others to share its batch."""
+    max_queue_size: int = 256
+    """Interactive requests that may wait; what comes on top is refused at once."""
+    queue_timeout_ms: int = 2000
+    """How long an interactive request may wait before it is refused; a caller may shorten it."""
+    backfill_queue_size: int = 4096
+    """Requests of priority 2 (backfills) that may wait."""
+    backfill_timeout_ms: int = 30000
+    """How long a request of priority 2 may wait."""
+    encoded_instances: int = 0
+    """Instances of the model that takes encoded files; by default one for each CPU."""
+    latency_buckets_ms: tuple[float, ...] = (2, 5, 10, 20, 35, 50, 75, 100, 200, 500, 2000)
+    """Edges of the latency histogram, where the target release has one."""
+    trt_cache: str = "/var/cache/moderation/tensorrt"
+    """Folder inside the GPU container where TensorRT keeps engines and timings: put it on a volume that lasts."""
+
+    def __post_init__(self) -> None:
+        """Check the values. Raises RepositoryError that names the field."""
+        for name in ("instances", "threads", "max_queue_delay_us", "encoded_instances"):
+            if getattr(self, name) < 0:
+                raise RepositoryError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        positive = ("gpu_instances", "max_batch_size", "max_queue_size", "queue_timeout_ms")
+        for name in (*positive, "backfill_queue_size", "backfill_timeout_ms"):
+            if getattr(self, name) < 1:
+                raise RepositoryError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.instances * self.threads > cpu_quota():
+            raise RepositoryError(
+                f"{self.instances} instances x {self.threads} threads are more than the {cpu_quota()} CPUs that this "
+                "machine gives: lower one, or leave one at 0 and have it chosen"
+            )
+
+    def resolved(self) -> Serving:
+        """Give the same with every 0 replaced by what suits this machine's CPU quota."""
+        quota = cpu_quota()
+        threads = self.threads or max(1, quota // self.instances if self.instances else 1)
+        return dataclasses.replace(
+            self,
+            instances=self.instances or max(1, quota // threads),
+            threads=threads,
+            encoded_instances=self.encoded_instances or quota,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, payload: Mapping[str, Any]) -> Serving:
+        """Read what `to_dict` gave. Raises RepositoryError for unknown fields."""
+        try:
+            return cls(**{**payload, "latency_buckets_ms": tuple(payload["latency_buckets_ms"])})
+        except (KeyError, TypeError) as error:
+            raise RepositoryError(f"serving settings are not usable: {error}") from error

@@ -1,0 +1,67 @@
+"""How export runs an ONNX file in process: the CPU provider, few threads, batches of a stated size."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from export.errors import GraphError
+from export.source import Pixels, Scores
+from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT
+
+
+def cpu_quota() -> int:
+    """Whole CPUs that this process may use: affinity and cgroup quota (v2 or v1), at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, int(_cgroup_quota() or allowed)))
+
+
+def _cgroup_quota() -> float | None:
+    v2, v1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
+    try:
+        if v2.exists():
+            quota, period = v2.read_text().split()
+        else:
+            quota, period = ((v1 / f"cpu.cfs_{each}_us").read_text().strip() for each in ("quota", "period"))
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None  # no cgroup, or one of a form we do not know: affinity alone counts
+
+
+def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Load an ONNX file on the CPU. Raises GraphError with ONNX Runtime's words."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or cpu_quota()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise GraphError(
+            f"{path.name} does not load in ONNX Runtime {onnxruntime.__version__}: {error}"
+        ) from error
+
+
+def run(session: onnxruntime.InferenceSession, pixels: Pixels, *, batch: int) -> Scores:
+    """Score uint8 [N, H, W, 3] in batches of `batch` (the last may be smaller); float32 [N, num_labels]."""
+    parts = [
+        session.run([SCORES_OUTPUT], {IMAGE_INPUT: np.ascontiguousarray(pixels[start : start + batch])})[0]
+        for start in range(0, len(pixels), batch)
+    ]
+    return np.concatenate(parts)
+
+
+def time_batch_ms(session: onnxruntime.InferenceSession, pixels: Pixels, *, repeats: int = 7) -> float:
+    """Median time of one run over `pixels`, milliseconds, after one run to warm up."""
+    run(session, pixels, batch=len(pixels))
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run(session, pixels, batch=len(pixels))
+        times.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(times)

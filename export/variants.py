@@ -1,0 +1,122 @@
+"""Makes the FP32, FP16 and INT8 files of a source, measures each against the reference, and says which may be published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export import graph, session
+from export.errors import GateError
+from export.gates import Gates, Variant
+from export.int8_search import SearchConfig, search_int8
+from export.parity import Parity, compare
+from export.releases import Release
+from export.source import Scores, Source
+
+FILE_NAMES: dict[Variant, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+"""Where each variant lies in a version's folder."""
+NUM_SMALL_BATCH_VIEWS = 32
+"""Views that are scored one by one and in pairs; at the largest batch it is all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantConfig:
+    """Which variants are made, and how."""
+
+    variants: tuple[Variant, ...] = ("fp32", "int8")
+    """FP32 is always made: the others come from it."""
+    gates: Gates = field(default_factory=Gates)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    max_batch_size: int = 32
+    """Largest batch that is compared, and that the server will form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """One variant with its figures."""
+
+    variant: Variant
+    path: Path
+    parity: Parity
+    failures: tuple[str, ...]
+    """Figures that missed their limits; empty when it may be published."""
+    time_ms: float
+    """One batch of 8 on this machine, median."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be published."""
+        return not self.failures
+
+
+def build_variants(source: Source, config: VariantConfig, release: Release, folder: Path) -> list[Built]:
+    """Make and measure the variants in `folder`. Raises GateError at once when FP32 itself fails."""
+    say(f"reference scores by {source.reference_name} on {len(source.images.test.pixels)} views")
+    reference = source.reference(source.images.test.pixels)
+    fp32 = folder / FILE_NAMES["fp32"]
+    started = time.monotonic()
+    graph.save(source.graph(folder), fp32, source.spec, release)
+    say(f"fp32 written in {time.monotonic() - started:.0f} s")
+    built = [_measure(source, reference, "fp32", fp32, config, {})]
+    if not built[0].passed:
+        raise GateError("fp32", built[0].failures)
+    if "int8" in config.variants:
+        built.append(_int8(source, reference, fp32, config, release))
+    return built
+
+
+def say(line: str) -> None:
+    """Progress for the person who waits."""
+    print(f"export: {line}", flush=True)
+
+
+def _int8(source: Source, reference: Scores, fp32: Path, config: VariantConfig, release: Release) -> Built:
+    path = fp32.with_name(FILE_NAMES["int8"])
+    found = search_int8(source, fp32, path, config.gates.int8, config.search)
+    graph.save(onnx.load(path), path, source.spec, release)
+    return _measure(source, reference, "int8", path, config, found.to_dict())
+
+
+def _measure(
+    source: Source,
+    reference: Scores,
+    variant: Variant,
+    path: Path,
+    config: VariantConfig,
+    notes: Mapping[str, Any],
+) -> Built:
+    split = source.images.test
+    opened = session.open_session(path)
+    scores = session.run(opened, split.pixels, batch=config.max_batch_size)
+    small = split.pixels[:NUM_SMALL_BATCH_VIEWS]
+    batch_shift = {
+        batch: _max_difference(session.run(opened, small, batch=batch), reference[: len(small)])
+        for batch in sorted({1, min(2, config.max_batch_size)})
+    }
+    batch_shift[config.max_batch_size] = _max_difference(scores, reference)
+    parity = compare(source, split, reference, scores, batch_shift)
+    failures = config.gates.of(variant).failures(parity)
+    say(
+        f"{variant}: largest score shift {parity.shift.max:.2g}, decisions agree on "
+        f"{parity.min_agreement:.2%} of {parity.num_images} images at worst"
+        + (f" - FAILED: {'; '.join(failures)}" if failures else "")
+    )
+    time_ms = session.time_batch_ms(opened, split.pixels[:8])
+    return Built(variant=variant, path=path, parity=parity, failures=failures, time_ms=time_ms, notes=notes)
+
+
+def _max_difference(ours: Scores, theirs: Scores) -> float:
+    return float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max())
+
+
+def published(built: Sequence[Built]) -> list[Built]:
+    """Those that passed."""
+    return [each for each in built if each.passed]
