@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moderation_client._client import AsyncModerationClient, ModerationClient
 from moderation_client._errors import (
     AuthenticationError,
     BadArrayError,
@@ -25,6 +26,7 @@ from moderation_client._errors import (
     TruncatedImageError,
     UnsupportedFormatError,
 )
+from moderation_client._stats import ClientStats, ReplicaStats
 from moderation_client.contract import ImageSpec, ModelSpec
 from moderation_client.policy import Decision, Outcome, Policy, Threshold
 from moderation_client.results import ImageInfo, Timing, Verdict, VerdictError, Views
@@ -32,9 +34,11 @@ from moderation_client.results import ImageInfo, Timing, Verdict, VerdictError, 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncModerationClient",
     "AuthenticationError",
     "BadArrayError",
     "ClientClosedError",
+    "ClientStats",
     "ContractError",
     "CorruptImageError",
     "DeadlineExceededError",
@@ -48,11 +52,13 @@ __all__ = [
     "MissingDependencyError",
     "ModelNotReadyError",
     "ModelSpec",
+    "ModerationClient",
     "ModerationError",
     "Outcome",
     "OverloadedError",
     "Policy",
     "PolicyError",
+    "ReplicaStats",
     "ServerFailedError",
     "ServerUnavailableError",
     "ServiceError",

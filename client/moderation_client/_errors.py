@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 
 
 class ModerationError(Exception):
-    """Root of every error this package raises."""
+    """Root of every error this package raises.
+
+    Raised by a call, it carries in `verdicts` what that call had reached, None where nothing was.
+    """
+
+    verdicts: tuple[Verdict | None, ...] = ()
 
 
 class ContractError(ModerationError):

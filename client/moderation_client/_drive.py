@@ -1,0 +1,105 @@
+"""Performing what a flow asks for, with threads or with asyncio; the only place where the two differ for requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from moderation_client._flow import Cancel, Effect, Flow, Send, Sleep, Wait
+
+T = TypeVar("T")
+
+
+def drive(flow: Flow[T], spawn: Callable[[Flow[None]], None]) -> T:
+    """Run a flow in this thread; `spawn` runs its side flows."""
+    handle: Any = None
+    value: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            effect: Effect = flow.send(value) if error is None else flow.throw(error)
+            value = error = None
+            try:
+                if isinstance(effect, Send):
+                    value = handle = effect.replica.transport.start(effect.request, effect.timeout_s)
+                elif isinstance(effect, Wait):
+                    value = effect.handle.wait(effect.timeout_s)
+                elif isinstance(effect, Cancel):
+                    effect.handle.cancel()
+                elif isinstance(effect, Sleep):
+                    time.sleep(effect.seconds)
+                else:
+                    spawn(effect.flow)
+            except Exception as caught:  # noqa: BLE001  whatever it is, the flow must see it to clean up
+                error = caught
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    except BaseException:
+        if handle is not None:
+            handle.cancel()
+        raise
+    finally:
+        flow.close()
+
+
+def spawn_thread(flow: Flow[None]) -> None:
+    """Run a side flow (a health probe) in a thread of its own; they are rare and short."""
+    threading.Thread(target=_quietly, args=(flow,), name="moderation-probe", daemon=True).start()
+
+
+def _quietly(flow: Flow[None]) -> None:
+    with contextlib.suppress(Exception):  # a probe that fails in any way has said "not healthy" already
+        drive(flow, spawn_thread)
+
+
+async def adrive(flow: Flow[T], spawn: Callable[[Flow[None]], None]) -> T:
+    """Run a flow in this task; `spawn` runs its side flows."""
+    handle: Any = None
+    value: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            effect: Effect = flow.send(value) if error is None else flow.throw(error)
+            value = error = None
+            try:
+                if isinstance(effect, Send):
+                    coroutine = effect.replica.transport.call(effect.request, effect.timeout_s)
+                    value = handle = asyncio.ensure_future(coroutine)
+                elif isinstance(effect, Wait):
+                    value = await _await(effect)
+                elif isinstance(effect, Cancel):
+                    await cancel(effect.handle)
+                elif isinstance(effect, Sleep):
+                    await asyncio.sleep(effect.seconds)
+                else:
+                    spawn(effect.flow)
+            except Exception as caught:  # noqa: BLE001  whatever it is, the flow must see it to clean up
+                error = caught
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    except BaseException:
+        if handle is not None:
+            handle.cancel()
+        raise
+    finally:
+        flow.close()
+
+
+async def _await(effect: Wait) -> Any:
+    """Wait without cancelling what is waited for."""
+    done, _ = await asyncio.wait({effect.handle}, timeout=effect.timeout_s)
+    return effect.handle.result() if done else None
+
+
+async def cancel(task: asyncio.Future[Any]) -> None:
+    """Cancel a request and take its end, so that nothing is reported as never retrieved."""
+    task.cancel()
+    await asyncio.wait({task}, timeout=1.0)
+    if task.done() and not task.cancelled():
+        task.exception()

@@ -1,0 +1,71 @@
+"""The check that users should run: nothing that was not judged is ever allowed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moderation_client._errors import ModerationError
+from moderation_client._fake_model import Break, Fail, Step
+from moderation_client._fake_server import RUNNING, FakeServer
+from moderation_client.policy import Decision
+
+if TYPE_CHECKING:
+    from moderation_client._client import ModerationClient
+
+BROKEN_IMAGES: tuple[tuple[str, Any], ...] = (
+    ("no bytes", b""),
+    ("not a picture", b"not a picture at all"),
+    ("a JPEG that stops", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01"),
+    ("a PNG that stops", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"),
+    ("a missing file", "/does/not/exist.jpg"),
+)
+
+BROKEN_ANSWERS: tuple[Step, ...] = (
+    *(Break(how) for how in ("nan", "above one", "wrong shape", "missing output")),
+    *(Break(how) for how in ("wrong type", "too few bytes", "wrong version")),
+    Fail("INTERNAL", "scripted"),
+    Fail("UNAVAILABLE", "Exceeds maximum queue size"),
+    Fail("UNAUTHENTICATED", "scripted"),
+    Fail("NOT_FOUND", "Request for unknown model"),
+    Fail("INVALID_ARGUMENT", "scripted"),
+)
+
+
+def assert_never_fails_open(client: ModerationClient, *, timeout_s: float = 2.0) -> None:
+    """Check that `client` never allows an image that was not judged.
+
+    Anything with the `moderate` method of a ModerationClient will do, a wrapper of yours included. Broken images are always
+    tried; if the client talks to a `FakeServer` of this process, so are broken answers and failures. Raises AssertionError that
+    names the case.
+    """
+    import numpy as np  # noqa: PLC0415  keeps imports of the package quick
+
+    for name, image in BROKEN_IMAGES:
+        _check(client, image, name, timeout_s)
+    server = _server_behind(client)
+    if server is None:
+        return
+    harmless = np.zeros((8, 8, 3), np.uint8)
+    for step in BROKEN_ANSWERS:
+        server.always(step)
+        try:
+            _check(client, harmless, str(step), timeout_s)
+        finally:
+            server.always(None)
+
+
+def _check(client: ModerationClient, image: Any, case: str, timeout_s: float) -> None:
+    """One image that cannot be judged: a verdict with an error that is not ALLOW, or in raising mode an error."""
+    try:
+        raised = client.moderate([image], timeout_s=timeout_s)
+    except ModerationError:
+        raised = []
+    for verdict in (*raised, *client.moderate([image], timeout_s=timeout_s, on_error="verdict")):
+        if verdict.decision is Decision.ALLOW or verdict.error is None:
+            raise AssertionError(f"fails open: {case} was answered with {verdict}")
+
+
+def _server_behind(client: Any) -> FakeServer | None:
+    session = getattr(client, "_session", None)
+    urls = session.settings.urls if session is not None else ()
+    return next((RUNNING[url.address] for url in urls if url.address in RUNNING), None)

@@ -1,0 +1,130 @@
+"""Which server gets the next request: the least busy one, in turn among equals, and none that has stopped answering.
+
+A replica that lost its connection, hangs or has a dead backend is ejected for a time that doubles; it returns through a
+health probe and one trial request. With nobody left the call goes to the one that is due first: a single server is always tried.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from moderation_client._faults import Fault, Meaning
+from moderation_client._urls import Url
+
+FIRST_EJECTION_S = 0.25
+LONGEST_EJECTION_S = 4.0
+FAILURES_BEFORE_EJECTION = 3
+"""Internal errors in a row: one may be the request's fault, three are the replica's."""
+
+
+@dataclass(eq=False)
+class Replica:
+    """One server and what is known of it; every field is guarded by the lock of `Replicas`."""
+
+    url: Url
+    transport: Any
+    in_flight: int = 0
+    failures: int = 0
+    ejections: int = 0
+    ejected: bool = False
+    on_trial: bool = False
+    probing: bool = False
+    retry_at: float = 0.0
+    heard_at: float = float("-inf")
+    last_error: str | None = None
+
+    def silent_s(self) -> float:
+        """Seconds since anything was heard from it."""
+        return time.monotonic() - self.heard_at
+
+
+class Replicas:
+    """All servers of one client."""
+
+    def __init__(self, replicas: list[Replica]) -> None:
+        """Start with everybody trusted."""
+        self._lock = threading.Lock()
+        self.members = replicas
+        self._turn = 0
+        self.num_losses = 0
+        """Times a replica was lost: what comes back there may be another model."""
+
+    def choose(self, avoid: set[Replica]) -> Replica:
+        """Take a replica for one request, not one of `avoid` if there is another; pair with `release`."""
+        with self._lock:
+            self._turn += 1
+            turned = (
+                self.members[self._turn % len(self.members) :]
+                + self.members[: self._turn % len(self.members)]
+            )
+            free = [each for each in turned if not each.ejected and not (each.on_trial and each.in_flight)]
+            candidates = [each for each in free if each not in avoid] or free
+            if candidates:
+                chosen = min(candidates, key=lambda each: each.in_flight)
+            else:
+                chosen = min(turned, key=lambda each: (each in avoid, each.retry_at))
+            chosen.in_flight += 1
+            return chosen
+
+    def release(self, replica: Replica) -> None:
+        """The request is over, one way or the other."""
+        with self._lock:
+            replica.in_flight -= 1
+
+    def answered(self, replica: Replica) -> None:
+        """It judged a batch: trust it again."""
+        with self._lock:
+            replica.heard_at = time.monotonic()
+            replica.failures = replica.ejections = 0
+            replica.ejected = replica.on_trial = False
+            replica.last_error = None
+
+    def heard(self, replica: Replica) -> None:
+        """It said something, if only that it is alive or full."""
+        with self._lock:
+            replica.heard_at = time.monotonic()
+
+    def failed(self, replica: Replica, fault: Fault, meaning: Meaning) -> None:
+        """Count a failure, and eject the replica when that is one too many."""
+        with self._lock:
+            replica.failures += 1
+            replica.last_error = str(fault)
+            if not meaning.ejects and replica.failures < FAILURES_BEFORE_EJECTION:
+                return
+            self.num_losses += meaning.ejects
+            if not replica.ejected:
+                replica.ejections += 1
+            replica.ejected, replica.on_trial = True, False
+            pause = min(LONGEST_EJECTION_S, FIRST_EJECTION_S * 2 ** min(replica.ejections - 1, 8))
+            replica.retry_at = time.monotonic() + pause
+
+    def due_for_probe(self) -> list[Replica]:
+        """Ejected replicas whose time has come; each is handed out once, pair with `probed`."""
+        now = time.monotonic()
+        with self._lock:
+            due = [
+                each for each in self.members if each.ejected and not each.probing and now >= each.retry_at
+            ]
+            for replica in due:
+                replica.probing = True
+            return due
+
+    def probed(self, replica: Replica, *, healthy: bool) -> None:
+        """Take a healthy one back on trial, leave the other out for longer."""
+        with self._lock:
+            replica.probing = False
+            if healthy:
+                replica.heard_at = time.monotonic()
+                replica.ejected, replica.on_trial = False, True
+                return
+            replica.ejections += 1
+            pause = min(LONGEST_EJECTION_S, FIRST_EJECTION_S * 2 ** min(replica.ejections - 1, 8))
+            replica.retry_at = time.monotonic() + pause
+
+    def has_other(self, replica: Replica) -> bool:
+        """Whether another replica could take over."""
+        with self._lock:
+            return any(each is not replica and not each.ejected for each in self.members)

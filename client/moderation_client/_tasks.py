@@ -1,0 +1,159 @@
+"""One call of the asyncio client: decoders are threads, requests are tasks, the caller's loop does everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from moderation_client._drive import adrive, cancel
+from moderation_client._errors import ModerationError
+from moderation_client._flow import Flow, Progress
+from moderation_client._session import CallOptions, OtherSpec, Session
+from moderation_client._sources import Named
+from moderation_client._window import Batch, Job
+
+
+class TaskRun:
+    """One `moderate` or `moderate_stream`."""
+
+    def __init__(
+        self,
+        session: Session,
+        decoders: ThreadPoolExecutor,
+        slots: asyncio.Semaphore,
+        options: CallOptions,
+        spawn: Callable[[Flow[None]], None],
+    ) -> None:
+        self._session = session
+        self._decoders = decoders
+        self._slots = slots
+        self._options = options
+        self._spawn = spawn
+        self._window = session.window()
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: BaseException | None = None
+
+    async def run(self, items: AsyncIterator[Named]) -> AsyncGenerator[Job, None]:
+        """Finished images in order. What `items` raises comes out after everything taken before it.
+
+        After trouble that is not an image's own, no more images are taken in a call that raises. The next image is awaited
+        beside the work, so a slow source holds nothing up.
+        """
+        pull: asyncio.Task[Named] | None = None
+        trouble: BaseException | None = None
+        more = True
+        try:
+            while more or len(self._window):
+                for job in self._window.pop_finished():
+                    yield job
+                more = more and not (self._window.failed and self._options.on_error == "raise")
+                if more and pull is None and self._window.can_admit:
+                    pull = asyncio.ensure_future(_next(items))
+                if pull is not None and (pull.done() or not more):
+                    more, trouble = await self._take(pull, more)
+                    pull = None
+                elif more or len(self._window):
+                    await self._wait(pull)
+            if trouble is not None:
+                raise trouble
+        finally:
+            await self._stop(pull)
+
+    async def _take(self, pull: asyncio.Task[Named], more: bool) -> tuple[bool, BaseException | None]:
+        """Admit what was pulled: whether there may be more, and what the source raised."""
+        if not more:
+            await cancel(pull)
+            return False, None
+        try:
+            image_id, source = pull.result()
+        except _EndError:
+            return False, None
+        except Exception as error:  # noqa: BLE001  the caller's own: raised again at the end, unchanged
+            return False, error
+        job = self._window.admit(image_id, source, self._options.deadline_now())
+        self._start(self._decode(job))
+        return True, None
+
+    async def _wait(self, pull: asyncio.Task[Named] | None) -> None:
+        """Until something happens: an image comes, a request ends, a deadline passes."""
+        if self._broken is not None:
+            raise self._broken
+        if self._window.has_finished:
+            return
+        expiry = self._window.next_expiry()
+        timeout = None if expiry is None else max(0.0, expiry - time.monotonic())
+        self._changed.clear()
+        changed = asyncio.ensure_future(self._changed.wait())
+        waited: set[asyncio.Future[Any]] = {changed} if pull is None else {changed, pull}
+        done, _ = await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        if not done:
+            self._window.expire()
+
+    async def _decode(self, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            if self._session.book.needs_reading:
+                limits = self._session.limits(job.deadline, self._options.timeout_s)
+                await adrive(self._session.prepare(limits), self._spawn)
+            tell = await loop.run_in_executor(self._decoders, self._session.decode, job, self._options)
+        except ModerationError as error:
+            self._window.undecoded(job, error)
+        else:
+            tell(self._window)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what can be sent."""
+        while (batch := self._session.next_batch(self._window)) is not None:
+            self._start(self._send(batch))
+        self._changed.set()
+
+    async def _send(self, batch: Batch) -> None:
+        progress = Progress()
+        try:
+            async with self._slots:
+                views = await adrive(self._session.judge(batch, self._options, progress), self._spawn)
+        except OtherSpec as other:
+            for job in self._window.undo(batch, other.error):
+                self._start(self._decode(job))
+        except ModerationError as error:
+            self._window.broke(batch, error, progress.attempts)
+        else:
+            self._window.answered(batch, views, progress.attempts, progress.infer_s)
+        self._pump()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A defect, not a fault: the caller must see it rather than wait for ever."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._broken = task.exception()
+            self._changed.set()
+
+    async def _stop(self, pull: asyncio.Task[Named] | None) -> None:
+        """The caller has enough, or was cancelled: nothing of this call stays behind."""
+        tasks = [*self._tasks, *([pull] if pull is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+
+
+class _EndError(Exception):
+    """The source is exhausted (StopAsyncIteration cannot come out of a task)."""
+
+
+async def _next(items: AsyncIterator[Named]) -> Named:
+    try:
+        return await items.__anext__()
+    except StopAsyncIteration:
+        raise _EndError from None

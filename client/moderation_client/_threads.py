@@ -1,0 +1,161 @@
+"""One call of the blocking client: decoders and senders are threads, the caller's thread pulls images and hands out verdicts.
+
+The caller's iterable is only ever advanced in the caller's thread (database cursors and the like belong to it); while it
+blocks there, images already taken are decoded, sent and judged.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from moderation_client._drive import drive, spawn_thread
+from moderation_client._errors import ModerationError
+from moderation_client._flow import Progress
+from moderation_client._session import CallOptions, OtherSpec, Session
+from moderation_client._sources import Named
+from moderation_client._window import Batch, Job
+
+
+class Pools:
+    """Threads of one client, started when needed."""
+
+    def __init__(self, decode_threads: int, max_in_flight: int) -> None:
+        self.decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="moderation-decode")
+        self.senders = ThreadPoolExecutor(max_in_flight, thread_name_prefix="moderation-send")
+
+    def close(self) -> None:
+        """Drop what has not begun; what runs ends by itself."""
+        self.decoders.shutdown(wait=False, cancel_futures=True)
+        self.senders.shutdown(wait=False, cancel_futures=True)
+
+
+class ThreadRun:
+    """One `moderate` or `moderate_stream`."""
+
+    def __init__(self, session: Session, pools: Pools, options: CallOptions) -> None:
+        self._session = session
+        self._pools = pools
+        self._options = options
+        self._window = session.window()
+        self._changed = threading.Condition()
+        self._broken: BaseException | None = None
+        self._stopped = False
+
+    def run(self, items: Iterator[Named]) -> Iterator[Job]:
+        """Finished images in order. What `items` raises comes out after everything taken before it.
+
+        After trouble that is not an image's own, no more images are taken in a call that raises.
+        """
+        trouble: BaseException | None = None
+        try:
+            while True:
+                yield from self._until(lambda: self._window.can_admit)
+                if self._window.failed and self._options.on_error == "raise":
+                    break
+                try:
+                    pair = next(items)
+                except StopIteration:
+                    break
+                except Exception as error:  # noqa: BLE001  the caller's own: raised again below, unchanged
+                    trouble = error
+                    break
+                self._admit(pair)
+                yield from self._finished()
+            yield from self._until(lambda: len(self._window) == 0)
+            if trouble is not None:
+                raise trouble
+        finally:
+            self._stopped = True
+
+    def _admit(self, pair: Named) -> None:
+        image_id, source = pair
+        with self._changed:
+            job = self._window.admit(image_id, source, self._options.deadline_now())
+        self._pools.decoders.submit(self._decode, job)
+
+    def _finished(self) -> list[Job]:
+        with self._changed:
+            if self._broken is not None:
+                raise self._broken
+            return self._window.pop_finished()
+
+    def _until(self, condition: Any) -> Iterator[Job]:
+        """Hand out what finishes until the condition holds."""
+        while True:
+            yield from self._finished()
+            with self._changed:
+                if condition():
+                    return
+                if self._window.has_finished or self._broken is not None:
+                    continue
+                expiry = self._window.next_expiry()
+                if not self._changed.wait(None if expiry is None else max(0.0, expiry - time.monotonic())):
+                    self._window.expire()
+
+    def _decode(self, job: Job) -> None:
+        with self._guard():
+            try:
+                if self._session.book.needs_reading:
+                    limits = self._session.limits(job.deadline, self._options.timeout_s)
+                    drive(self._session.prepare(limits), spawn_thread)
+                tell = self._session.decode(job, self._options)
+            except ModerationError as error:
+                trouble = error
+                tell = lambda window: window.undecoded(job, trouble)  # noqa: E731
+            with self._changed:
+                tell(self._window)
+                self._pump()
+                self._changed.notify_all()
+
+    def _pump(self) -> None:
+        """Send what can be sent; the lock is held."""
+        while not self._stopped and (batch := self._session.next_batch(self._window)) is not None:
+            self._pools.senders.submit(self._send, batch)
+
+    def _send(self, batch: Batch) -> None:
+        with self._guard():
+            progress, again = Progress(), list[Job]()
+            try:
+                views = drive(self._session.judge(batch, self._options, progress), spawn_thread)
+            except OtherSpec as other:
+                with self._changed:
+                    again = self._window.undo(batch, other.error)
+            except ModerationError as error:
+                with self._changed:
+                    self._window.broke(batch, error, progress.attempts)
+            else:
+                with self._changed:
+                    self._window.answered(batch, views, progress.attempts, progress.infer_s)
+            for job in again:
+                self._pools.decoders.submit(self._decode, job)
+            with self._changed:
+                self._pump()
+                self._changed.notify_all()
+
+    def _guard(self) -> _Guard:
+        return _Guard(self)
+
+    def abort(self, error: BaseException) -> None:
+        """A defect, not a fault: the caller must see it rather than wait for ever."""
+        with self._changed:
+            self._broken = error
+            self._changed.notify_all()
+
+
+class _Guard:
+    """Hands an unexpected exception of a worker thread to the caller."""
+
+    def __init__(self, run: ThreadRun) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is not None:
+            self._run.abort(error)
+        return True

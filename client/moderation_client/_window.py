@@ -1,0 +1,313 @@
+"""The images of one call between the caller's iterator and the verdicts: what is decoded, waits, is sent, is judged.
+
+No I/O and no threads: a shell feeds events in and asks what to do. It decides how far to read ahead (by count and by bytes,
+so memory stays bounded), what goes into a batch, and in which order verdicts come out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from moderation_client._errors import DeadlineExceededError, ModerationError
+from moderation_client._judging import JudgedView, verdict_of
+from moderation_client.results import ImageInfo, Timing, Verdict, Views
+
+if TYPE_CHECKING:
+    from moderation_client.images import DecodedImage
+
+MAX_IMAGES = 256
+"""Images between the iterator and the verdicts."""
+MAX_BYTES = 32 * 1024 * 1024
+"""Pixels and caller's bytes held for them; one more image is taken while less is held."""
+GRACE_S = 0.25
+"""The request itself reports a missed deadline with a better reason; the window only steps in after this."""
+MAX_REDOS = 2
+"""Times an image is prepared again because a version with another image spec answered."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One image on its way."""
+
+    index: int
+    id: str | int
+    source: Any
+    deadline: float
+    started: float
+    held_bytes: int = 0
+    pixels: Any = None
+    """uint8 [num_views, H, W, 3], or the file's bytes when the server decodes; None when there is nothing to send."""
+    image_spec: Any = None
+    incomplete: str | None = None
+    info: ImageInfo | None = None
+    views: Views | None = None
+    views_left: int = 0
+    judged: list[JudgedView] = field(default_factory=list)
+    outcome: Verdict | ModerationError | None = None
+    decode_s: float = 0.0
+    infer_s: float = 0.0
+    attempts: int = 0
+    redos: int = 0
+
+    def timing(self) -> Timing:
+        """Where the time went so far."""
+        return Timing(
+            decode_ms=self.decode_s * 1e3,
+            infer_ms=self.infer_s * 1e3 if self.attempts else None,
+            total_ms=(time.monotonic() - self.started) * 1e3,
+            attempts=self.attempts,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Views `start` to `stop` of one image."""
+
+    job: Job
+    start: int
+    stop: int
+    pixels: Any
+    """Of the whole image; kept here because a job that is given up lets go of its own."""
+    redo: int
+    """Which preparation of the image they are from."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the image still waits for these views."""
+        return self.job.outcome is None and self.redo == self.job.redos
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What goes into one request."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def num_views(self) -> int:
+        """Size of the batch dimension."""
+        return sum(part.stop - part.start for part in self.parts)
+
+    @property
+    def deadline(self) -> float:
+        """Earliest deadline of its images."""
+        return min(part.job.deadline for part in self.parts)
+
+
+class Window:
+    """Images of one call, in order."""
+
+    def __init__(self, *, max_in_flight: int, read_ahead: int) -> None:
+        """`read_ahead` images may be with the decoders at once."""
+        self._max_in_flight = max_in_flight
+        self._read_ahead = read_ahead
+        self._jobs: deque[Job] = deque()
+        self._waiting: deque[Part] = deque()
+        self._num_decoding = 0
+        self._num_in_flight = 0
+        self._held_bytes = 0
+        self._num_admitted = 0
+        self.failed = False
+        """Whether an image met trouble that is not its own."""
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def can_admit(self) -> bool:
+        """Whether to take another image from the caller."""
+        if not self._jobs:
+            return True
+        room = len(self._jobs) < MAX_IMAGES and self._held_bytes < MAX_BYTES
+        return room and self._num_decoding < self._read_ahead
+
+    def admit(self, image_id: str | int, source: Any, deadline: float) -> Job:
+        """Take an image in; the shell decodes it next."""
+        job = Job(self._num_admitted, image_id, source, deadline, time.monotonic())
+        self._num_admitted += 1
+        self._num_decoding += 1
+        self._hold(job, int(getattr(source, "nbytes", 0)) or (len(source) if _is_bytes(source) else 0))
+        self._jobs.append(job)
+        return job
+
+    def decoded(self, job: Job, image: DecodedImage, image_spec: Any, decode_s: float) -> None:
+        """Its pixels are there."""
+        job.info, job.views, job.incomplete = image.info, image.views, image.incomplete
+        self.prepared(job, image.pixels, len(image.pixels), image.pixels.nbytes, image_spec, decode_s)
+
+    def prepared(
+        self, job: Job, pixels: Any, num_views: int, num_bytes: int, image_spec: Any, decode_s: float
+    ) -> None:
+        """There is something to send for it."""
+        self._num_decoding -= 1
+        job.decode_s += decode_s
+        if job.outcome is not None:
+            return
+        job.pixels, job.image_spec, job.views_left = pixels, image_spec, num_views
+        self._hold(job, num_bytes)
+        self._waiting.append(Part(job, 0, num_views, pixels, job.redos))
+
+    def refused(self, job: Job, verdict: Verdict) -> None:
+        """It cannot be judged, by its own fault."""
+        self._num_decoding -= 1
+        self._finish(job, verdict)
+
+    def undecoded(self, job: Job, error: ModerationError) -> None:
+        """It could not be prepared, by no fault of its own."""
+        self._num_decoding -= 1
+        self.fail(job, error)
+
+    def dropped(self) -> None:
+        """An image was given up before its decoder came to it."""
+        self._num_decoding -= 1
+
+    def next_batch(self, max_views: int, max_bytes: int) -> Batch | None:
+        """What to send now, if anything.
+
+        A full batch goes at once; a smaller one when nothing more is being decoded or the server would idle. So batches are
+        small while the server keeps up and grow when it does not, without a timer.
+        """
+        if not self._waiting or self._num_in_flight >= self._max_in_flight:
+            return None
+        parts = self._fill(max_views, max_bytes)
+        num_views = sum(part.stop - part.start for part in parts)
+        hurry = self._num_decoding == 0 or self._num_in_flight == 0
+        if not hurry and len(parts) == len(self._waiting) and num_views < max_views:
+            return None
+        self._take(parts)
+        self._num_in_flight += 1
+        return Batch(tuple(parts))
+
+    def _fill(self, max_views: int, max_bytes: int) -> list[Part]:
+        """Parts from the front of the queue that fit into one request and share one image spec."""
+        parts: list[Part] = []
+        num_views, num_bytes, image_spec = 0, 0, self._waiting[0].job.image_spec
+        for part in self._waiting:
+            per_view = _view_bytes(part.pixels)
+            room = min(max_views - num_views, (max_bytes - num_bytes) // max(per_view, 1))
+            if not parts:
+                room = max(room, 1)
+            if room < 1 or part.job.image_spec != image_spec:
+                break
+            stop = min(part.stop, part.start + room)
+            parts.append(replace(part, stop=stop))
+            num_views += stop - part.start
+            num_bytes += per_view * (stop - part.start)
+            if stop < part.stop:
+                break
+        return parts
+
+    def _take(self, parts: list[Part]) -> None:
+        """Remove from the queue what goes out; a part sent only in part leaves its rest in front."""
+        for part in parts:
+            queued = self._waiting.popleft()
+            if part.stop < queued.stop:
+                self._waiting.appendleft(replace(queued, start=part.stop))
+
+    def answered(self, batch: Batch, views: list[JudgedView], attempts: int, infer_s: float) -> None:
+        """The batch was judged: `views` in its order."""
+        self._num_in_flight -= 1
+        offset = 0
+        for part in batch.parts:
+            job, size = part.job, part.stop - part.start
+            judged, offset = views[offset : offset + size], offset + size
+            job.infer_s, job.attempts = job.infer_s + infer_s, job.attempts + attempts
+            if not part.is_current:
+                continue
+            job.judged += judged
+            job.views_left -= size
+            if job.views_left == 0:
+                self._finish(job, _verdict(job))
+
+    def settled(self, batch: Batch, verdicts: list[Verdict]) -> None:
+        """The server decided for the batch itself: one verdict an image."""
+        self._num_in_flight -= 1
+        for part, verdict in zip(batch.parts, verdicts, strict=True):
+            if part.is_current:
+                self._finish(part.job, verdict)
+
+    def broke(self, batch: Batch, error: ModerationError, attempts: int = 0) -> None:
+        """The batch could not be judged, by no fault of its images."""
+        self._num_in_flight -= 1
+        for part in batch.parts:
+            part.job.attempts += attempts
+            if part.is_current:
+                self.fail(part.job, error)
+
+    def fail(self, job: Job, error: ModerationError) -> None:
+        """One image met trouble that is not its own."""
+        if job.outcome is None:
+            self.failed = True
+            self._finish(job, error)
+
+    def undo(self, batch: Batch, error: ModerationError) -> list[Job]:
+        """A version with another image spec answered: these images must be prepared again by the shell.
+
+        Each at most `MAX_REDOS` times; after that `error` is its outcome.
+        """
+        self._num_in_flight -= 1
+        again = []
+        for job in dict.fromkeys(part.job for part in batch.parts if part.is_current):
+            self._waiting = deque(part for part in self._waiting if part.job is not job)
+            if job.redos >= MAX_REDOS:
+                self.fail(job, error)
+                continue
+            job.redos += 1
+            job.judged, job.pixels = [], None
+            self._num_decoding += 1
+            again.append(job)
+        return again
+
+    def expire(self) -> None:
+        """Give up images whose deadline has passed while they were being decoded or held up."""
+        now = time.monotonic()
+        for job in self._jobs:
+            if job.outcome is None and now > job.deadline + GRACE_S:
+                self.fail(job, DeadlineExceededError("the deadline passed before the image was judged"))
+        self._waiting = deque(part for part in self._waiting if part.job.outcome is None)
+
+    def next_expiry(self) -> float | None:
+        """When `expire` has something to do."""
+        open_jobs = [job.deadline for job in self._jobs if job.outcome is None]
+        return min(open_jobs) + GRACE_S if open_jobs else None
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether a verdict can be handed out."""
+        return bool(self._jobs) and self._jobs[0].outcome is not None
+
+    def pop_finished(self) -> list[Job]:
+        """Images at the front that are done, in order."""
+        finished = []
+        while self._jobs and self._jobs[0].outcome is not None:
+            finished.append(self._jobs.popleft())
+        return finished
+
+    def _hold(self, job: Job, num_bytes: int) -> None:
+        job.held_bytes += num_bytes
+        self._held_bytes += num_bytes
+
+    def _finish(self, job: Job, outcome: Verdict | ModerationError) -> None:
+        if job.outcome is not None:
+            return
+        job.outcome = outcome
+        self._held_bytes -= job.held_bytes
+        job.held_bytes = 0
+        job.pixels = job.source = None
+
+
+def _is_bytes(source: Any) -> bool:
+    return isinstance(source, (bytes, bytearray))
+
+
+def _view_bytes(pixels: Any) -> int:
+    return len(pixels) if isinstance(pixels, bytes) else int(pixels[0].nbytes)
+
+
+def _verdict(job: Job) -> Verdict:
+    return verdict_of(
+        job.id, job.judged, incomplete=job.incomplete, info=job.info, looked=job.views, timing=job.timing()
+    )
