@@ -11,7 +11,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 JPEG_QUALITY = 83
@@ -66,9 +65,3 @@ def _sources() -> tuple[Image.Image, ...]:
     from sklearn.datasets import load_sample_images  # noqa: PLC0415  a second to import, not needed with --images
 
     return tuple(Image.fromarray(pixels) for pixels in load_sample_images().images)
-
-
-def to_pixels(file: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    """Plain decode and resize to uint8 [height, width, 3]: for sending pixels, where what they show does not matter."""
-    with Image.open(io.BytesIO(file)) as image:
-        return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))

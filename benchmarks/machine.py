@@ -1,0 +1,99 @@
+"""What a run costs the machine: CPU time and memory of process trees, and the GPU's own readings where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuReading:
+    """One look at the first GPU through NVML."""
+
+    utilisation_percent: float
+    power_w: float
+    memory_bytes: int
+
+
+def tree(pid: int) -> tuple[int, ...]:
+    """Give `pid` and its descendants; nothing when it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return (pid, *(child.pid for child in process.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return ()
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """User and system time of these processes since they started."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def memory_bytes(pids: Sequence[int]) -> int:
+    """Proportional set size summed: pages that several processes share are counted once."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            full = psutil.Process(pid).memory_full_info()
+            total += getattr(full, "pss", full.rss)
+    return total
+
+
+def listening_pids(port: int) -> tuple[int, ...]:
+    """Tree of the process that listens on a local port; nothing when it is another machine's or another user's."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:
+        return ()
+    for each in connections:
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
+            return tree(each.pid)
+    return ()
+
+
+def local_pids(url: str) -> tuple[int, ...]:
+    """Find the processes of the server at `host:port` when the host is this machine."""
+    host, _, port = url.rpartition(":")
+    is_local = host in ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")  # noqa: S104  compared, not bound
+    return listening_pids(int(port)) if is_local and port.isdigit() else ()
+
+
+def read_gpu() -> GpuReading | None:
+    """First GPU's utilisation, power and memory; None without `nvidia-ml-py` or without a driver."""
+    try:
+        import pynvml  # noqa: PLC0415  optional: only machines with a GPU have it
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return GpuReading(
+            utilisation_percent=float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+            power_w=pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).used),
+        )
+    except pynvml.NVMLError:
+        return None
+
+
+def wait_until(found: Callable[[], T | None], *, timeout_s: float, poll_s: float = 0.02) -> T | None:
+    """First answer of `found` that is not None, or None when the time is over."""
+    deadline = time.perf_counter() + timeout_s
+    while time.perf_counter() < deadline:
+        answer = found()
+        if answer is not None:
+            return answer
+        time.sleep(poll_s)
+    return None

@@ -1,0 +1,120 @@
+"""`python benchmarks/latency.py` as a user meets it: files, tables, exit codes, clear errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.environment import ROOT
+from benchmarks.latency import LatencyConfig, main
+from benchmarks.latency_page import knee
+from benchmarks.results import Point, read_result
+from serve.server import TritonServer
+from tests.small_model import build_repository, small_config
+
+QUICK = LatencyConfig(
+    concurrency=(1, 4), batch_size=(1,), num_images=2, warmup_s=0.1, window_s=0.2, max_windows=3
+)
+
+
+def test_sweep_writes_json_and_page(
+    triton: TritonServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run gives the table, the raw samples and a page that needs nothing else."""
+    config = dataclasses.replace(
+        QUICK, url=triton.grpc_url, token_file=triton.token_file, out=tmp_path / "latency"
+    )
+    assert main(config) == 0
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith(f"{tmp_path / 'latency.json'}\n{tmp_path / 'latency.html'}")
+    result = read_result(tmp_path / "latency.json")
+    assert [point.settings["concurrency"] for point in result.points] == [1, 4]
+    for point in result.points:
+        assert len(point.samples["latency_ms"]) == point.values["num_images"]
+        assert point.number("mean_batch") >= 1
+    assert result.environment.server["version"]
+    assert result.environment.model["config_sha256"]
+    page = (tmp_path / "latency.html").read_text()
+    assert page.count("<svg") == 4
+    assert "src=" not in page
+    assert 'href="http' not in page
+
+
+def test_client_route_sends_files_through_the_product(triton: TritonServer, tmp_path: Path) -> None:
+    """`--via client --input encoded` measures what a caller of `moderate` sees."""
+    config = dataclasses.replace(
+        QUICK, url=triton.grpc_url, via="client", input=("encoded",), concurrency=(2,), out=tmp_path / "c"
+    )
+    assert main(config) == 0
+    point = read_result(tmp_path / "c.json").points[0]
+    assert point.values["num_errors"] == 0
+    assert point.number("num_images") > 0
+
+
+def test_in_process_ratio_is_of_the_same_file(tmp_path: Path) -> None:
+    """`--serve --in-process` gives a bar for the ratio and one for the batches; exit 1 says that one is missed."""
+    repository = build_repository(tmp_path / "repository", config=small_config(num_instances=2))
+    config = dataclasses.replace(
+        QUICK,
+        serve=True,
+        repository=repository,
+        in_process=True,
+        rounds=1,
+        concurrency=(1,),
+        out=tmp_path / "r",
+    )
+    code = main(config)
+    result = read_result(tmp_path / "r.json")
+    assert [bar.limit for bar in result.bars] == [0.85, 1.5]
+    assert code == (1 if result.missed else 0)
+    assert {point.settings.get("mode") for point in result.points} >= {"b1", "b8", "served"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"url": "127.0.0.1:9"}, "no Triton server answers"),
+        ({"images": Path("nowhere")}, "no such folder"),
+        ({"serve": True, "repository": Path("nowhere")}, "nowhere"),
+    ],
+)
+def test_mistakes_are_named(
+    change: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong address, no images, no repository: exit 2 and one line that says what to do."""
+    with pytest.raises(SystemExit) as caught:
+        main(dataclasses.replace(QUICK, **change))  # type: ignore[arg-type]
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_measured(triton: TritonServer, tmp_path: Path) -> None:
+    """Interrupted in mid-sweep, the program still writes what it has, says so, and exits with 130."""
+    out = tmp_path / "cut"
+    command = [sys.executable, "benchmarks/latency.py", "--url", triton.grpc_url, "--out", str(out)]
+    command += ["--concurrency", "1", "2", "--window-s", "0.2", "--warmup-s", "0.1", "--max-windows", "2000"]
+    process = subprocess.Popen([*command, "--num-images", "1"], cwd=ROOT, stdout=subprocess.PIPE)
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the sweep was over before the signal")
+    assert process.returncode == 130
+    assert b"interrupted" in printed
+    assert read_result(out.with_suffix(".json")).interrupted
+
+
+def test_knee_is_where_throughput_stops_growing() -> None:
+    """Doubling callers for four percent more throughput is past the knee."""
+    rates = {1: 20.0, 2: 38.0, 4: 60.0, 8: 62.0, 16: 62.5}
+    points = [
+        Point(settings={"concurrency": callers, "batch_size": 1}, values={"images_per_s": rate})
+        for callers, rate in rates.items()
+    ]
+    assert knee(points).settings["concurrency"] == 4
