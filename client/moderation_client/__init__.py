@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from moderation_client._client import AsyncModerationClient, ModerationClient
+from moderation_client._async_client import AsyncModerationClient
+from moderation_client._client import ModerationClient
 from moderation_client._errors import (
     AuthenticationError,
     BadArrayError,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from moderation_client._faults import Fault
 from moderation_client._protocol import InferReply, Output
 from moderation_client.contract import (
+    ENCODED_INPUT,
     ENCODED_MODEL_NAME,
     IMAGE_INPUT,
     MODEL_NAME,
@@ -118,9 +119,16 @@ class FakeModel:
             self.spec, self.policy = spec, policy
             self.specs[str(spec.version or 1)] = (spec, policy)
 
-    def config(self) -> dict[str, Any]:
-        """Configuration of the model, as Triton's JSON."""
+    def config(self, model: str = MODEL_NAME) -> dict[str, Any]:
+        """Configuration of a model, as Triton's JSON."""
         self.num_config_reads += 1
+        if model == ENCODED_MODEL_NAME:
+            return {
+                "name": model,
+                "max_batch_size": self.max_batch,
+                "input": [{"name": ENCODED_INPUT, "data_type": "TYPE_STRING", "dims": [1]}],
+                "output": [{"name": VERDICT_OUTPUT, "data_type": "TYPE_STRING", "dims": [1]}],
+            }
         parameters = {}
         for version, (spec, policy) in self.specs.items():
             parameters[spec_parameter(version)] = {"string_value": spec.to_json()}

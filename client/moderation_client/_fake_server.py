@@ -14,8 +14,6 @@ from moderation_client._faults import HTTP_STATUS, Fault
 from moderation_client._protocol import InferReply
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from moderation_client._fake_model import Scores
     from moderation_client.contract import ModelSpec
     from moderation_client.policy import Policy
@@ -96,7 +94,7 @@ class FakeServer:
             self._http.server_close()
             self._http = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FakeServer:
         """Start listening."""
         self.start()
         return self
@@ -153,7 +151,7 @@ def _servicer(model: FakeModel) -> Any:
     def config(request: Any, headers: dict[str, str]) -> Any:
         model.check_headers(headers)
         model.check_ready(request.name)
-        parsed = json_format.ParseDict(model.config(), model_config_pb2.ModelConfig())
+        parsed = json_format.ParseDict(model.config(request.name), model_config_pb2.ModelConfig())
         return service_pb2.ModelConfigResponse(config=parsed)
 
     def ready(_request: Any, _headers: dict[str, str]) -> Any:
@@ -232,7 +230,7 @@ def _handler(model: FakeModel) -> type[BaseHTTPRequestHandler]:
             if pieces[-1] == "config":
                 model.check_headers(headers)
                 model.check_ready(pieces[2])
-                return json.dumps(model.config()).encode(), {}
+                return json.dumps(model.config(pieces[2])).encode(), {}
             if pieces[1] == "models" and not model.ready:
                 raise Fault("UNAVAILABLE", "model is not ready")
             return b"", {}

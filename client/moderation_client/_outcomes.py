@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from moderation_client._errors import ModerationError
-from moderation_client._session import CallOptions, Session
-from moderation_client._window import Job
+from moderation_client._jobs import Job
+from moderation_client._session import Session
+from moderation_client._settings import CallOptions
 from moderation_client.results import Verdict
 
 

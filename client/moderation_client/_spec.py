@@ -108,6 +108,11 @@ class SpecBook:
             self._served = served
             self._stale = False
 
+    def learn_limit(self, max_batch: int) -> None:
+        """Take over the batch limit of a model that decodes and decides itself: it needs no specs here."""
+        with self._lock:
+            self._served = ServedModel(max_batch, {}, {}, {})
+
     def mark_stale(self) -> None:
         """A server went away: what comes back may be another model under the same version number."""
         with self._lock:

@@ -8,12 +8,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, secure
 from moderation_client._drive import adrive, cancel
-from moderation_client._errors import ModerationError
+from moderation_client._errors import InvalidImageError, ModerationError
 from moderation_client._flow import Flow, Progress
-from moderation_client._session import CallOptions, OtherSpec, Session
-from moderation_client._sources import Named
-from moderation_client._window import Batch, Job
+from moderation_client._jobs import Batch, Job
+from moderation_client._session import Session
+from moderation_client._settings import CallOptions
+from moderation_client._sources import ImageId, Named
 
 
 class TaskRun:
@@ -74,9 +76,20 @@ class TaskRun:
             return False, None
         except Exception as error:  # noqa: BLE001  the caller's own: raised again at the end, unchanged
             return False, error
-        job = self._window.admit(image_id, source, self._options.deadline_now())
-        self._start(self._decode(job))
+        self._admit(image_id, source)
         return True, None
+
+    def _admit(self, image_id: ImageId, source: Any) -> None:
+        trouble: InvalidImageError | None = None
+        try:
+            source = secure(self._session, source)
+        except InvalidImageError as error:
+            trouble = error
+        job = self._window.admit(image_id, source, self._options.deadline_now())
+        if trouble is not None:
+            refuse(self._session, job, trouble)(self._window)
+        else:
+            self._start(self._decode(job))
 
     async def _wait(self, pull: asyncio.Task[Named] | None) -> None:
         """Until something happens: an image comes, a request ends, a deadline passes."""
@@ -97,10 +110,10 @@ class TaskRun:
     async def _decode(self, job: Job) -> None:
         loop = asyncio.get_running_loop()
         try:
-            if self._session.book.needs_reading:
+            if needs_preparing(self._session):
                 limits = self._session.limits(job.deadline, self._options.timeout_s)
-                await adrive(self._session.prepare(limits), self._spawn)
-            tell = await loop.run_in_executor(self._decoders, self._session.decode, job, self._options)
+                await adrive(prepare(self._session, limits), self._spawn)
+            tell = await loop.run_in_executor(self._decoders, decode, self._session, job, self._options)
         except ModerationError as error:
             self._window.undecoded(job, error)
         else:
@@ -117,14 +130,14 @@ class TaskRun:
         progress = Progress()
         try:
             async with self._slots:
-                views = await adrive(self._session.judge(batch, self._options, progress), self._spawn)
+                tell = await adrive(judge(self._session, batch, self._options, progress), self._spawn)
         except OtherSpec as other:
             for job in self._window.undo(batch, other.error):
                 self._start(self._decode(job))
         except ModerationError as error:
             self._window.broke(batch, error, progress.attempts)
         else:
-            self._window.answered(batch, views, progress.attempts, progress.infer_s)
+            tell(self._window)
         self._pump()
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, secure
 from moderation_client._drive import drive, spawn_thread
-from moderation_client._errors import ModerationError
+from moderation_client._errors import InvalidImageError, ModerationError
 from moderation_client._flow import Progress
-from moderation_client._session import CallOptions, OtherSpec, Session
+from moderation_client._jobs import Batch, Job
+from moderation_client._session import Session
+from moderation_client._settings import CallOptions
 from moderation_client._sources import Named
-from moderation_client._window import Batch, Job
 
 
 class Pools:
@@ -73,8 +75,16 @@ class ThreadRun:
 
     def _admit(self, pair: Named) -> None:
         image_id, source = pair
+        trouble: InvalidImageError | None = None
+        try:
+            source = secure(self._session, source)
+        except InvalidImageError as error:
+            trouble = error
         with self._changed:
             job = self._window.admit(image_id, source, self._options.deadline_now())
+            if trouble is not None:
+                refuse(self._session, job, trouble)(self._window)
+                return
         self._pools.decoders.submit(self._decode, job)
 
     def _finished(self) -> list[Job]:
@@ -99,10 +109,10 @@ class ThreadRun:
     def _decode(self, job: Job) -> None:
         with self._guard():
             try:
-                if self._session.book.needs_reading:
+                if needs_preparing(self._session):
                     limits = self._session.limits(job.deadline, self._options.timeout_s)
-                    drive(self._session.prepare(limits), spawn_thread)
-                tell = self._session.decode(job, self._options)
+                    drive(prepare(self._session, limits), spawn_thread)
+                tell = decode(self._session, job, self._options)
             except ModerationError as error:
                 trouble = error
                 tell = lambda window: window.undecoded(job, trouble)  # noqa: E731
@@ -120,7 +130,7 @@ class ThreadRun:
         with self._guard():
             progress, again = Progress(), list[Job]()
             try:
-                views = drive(self._session.judge(batch, self._options, progress), spawn_thread)
+                tell = drive(judge(self._session, batch, self._options, progress), spawn_thread)
             except OtherSpec as other:
                 with self._changed:
                     again = self._window.undo(batch, other.error)
@@ -129,7 +139,7 @@ class ThreadRun:
                     self._window.broke(batch, error, progress.attempts)
             else:
                 with self._changed:
-                    self._window.answered(batch, views, progress.attempts, progress.infer_s)
+                    tell(self._window)
             for job in again:
                 self._pools.decoders.submit(self._decode, job)
             with self._changed:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moderation_client._errors import DeadlineExceededError, ModerationError
+from moderation_client._jobs import Batch, Job, Part
 from moderation_client._judging import JudgedView, verdict_of
-from moderation_client.results import ImageInfo, Timing, Verdict, Views
+from moderation_client.results import Verdict
 
 if TYPE_CHECKING:
     from moderation_client.images import DecodedImage
@@ -26,75 +27,6 @@ GRACE_S = 0.25
 """The request itself reports a missed deadline with a better reason; the window only steps in after this."""
 MAX_REDOS = 2
 """Times an image is prepared again because a version with another image spec answered."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One image on its way."""
-
-    index: int
-    id: str | int
-    source: Any
-    deadline: float
-    started: float
-    held_bytes: int = 0
-    pixels: Any = None
-    """uint8 [num_views, H, W, 3], or the file's bytes when the server decodes; None when there is nothing to send."""
-    image_spec: Any = None
-    incomplete: str | None = None
-    info: ImageInfo | None = None
-    views: Views | None = None
-    views_left: int = 0
-    judged: list[JudgedView] = field(default_factory=list)
-    outcome: Verdict | ModerationError | None = None
-    decode_s: float = 0.0
-    infer_s: float = 0.0
-    attempts: int = 0
-    redos: int = 0
-
-    def timing(self) -> Timing:
-        """Where the time went so far."""
-        return Timing(
-            decode_ms=self.decode_s * 1e3,
-            infer_ms=self.infer_s * 1e3 if self.attempts else None,
-            total_ms=(time.monotonic() - self.started) * 1e3,
-            attempts=self.attempts,
-        )
-
-
-@dataclass(frozen=True)
-class Part:
-    """Views `start` to `stop` of one image."""
-
-    job: Job
-    start: int
-    stop: int
-    pixels: Any
-    """Of the whole image; kept here because a job that is given up lets go of its own."""
-    redo: int
-    """Which preparation of the image they are from."""
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the image still waits for these views."""
-        return self.job.outcome is None and self.redo == self.job.redos
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What goes into one request."""
-
-    parts: tuple[Part, ...]
-
-    @property
-    def num_views(self) -> int:
-        """Size of the batch dimension."""
-        return sum(part.stop - part.start for part in self.parts)
-
-    @property
-    def deadline(self) -> float:
-        """Earliest deadline of its images."""
-        return min(part.job.deadline for part in self.parts)
 
 
 class Window:
@@ -222,12 +154,13 @@ class Window:
             if job.views_left == 0:
                 self._finish(job, _verdict(job))
 
-    def settled(self, batch: Batch, verdicts: list[Verdict]) -> None:
-        """The server decided for the batch itself: one verdict an image."""
+    def settled(self, batch: Batch, outcomes: list[Verdict | ModerationError]) -> None:
+        """The server decided for the batch itself: one outcome an image."""
         self._num_in_flight -= 1
-        for part, verdict in zip(batch.parts, verdicts, strict=True):
+        for part, outcome in zip(batch.parts, outcomes, strict=True):
             if part.is_current:
-                self._finish(part.job, verdict)
+                self.failed |= isinstance(outcome, ModerationError)
+                self._finish(part.job, outcome)
 
     def broke(self, batch: Batch, error: ModerationError, attempts: int = 0) -> None:
         """The batch could not be judged, by no fault of its images."""

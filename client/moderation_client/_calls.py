@@ -1,0 +1,190 @@
+"""Every step between an image and its verdict, as flows and pure functions on a session; the shells only perform them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moderation_client._encoded import judge_files, read_encoded_config, read_file
+from moderation_client._errors import ContractError, InvalidImageError, ModerationError
+from moderation_client._flow import Flow, Limits, Progress, call
+from moderation_client._jobs import Batch, Job
+from moderation_client._judging import JudgedView, error_verdict, judge_view
+from moderation_client._policies import policy_for
+from moderation_client._protocol import (
+    ConfigRequest,
+    HealthRequest,
+    InferReply,
+    InferRequest,
+    Tensor,
+    scores_of,
+)
+from moderation_client._session import Session
+from moderation_client._settings import CallOptions
+from moderation_client._window import Window
+from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT, ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Tell = Callable[[Window], None]
+"""What a finished step says to the window, under the shell's lock."""
+
+
+class OtherSpec(Exception):  # noqa: N818  a signal inside the client, never seen by users
+    """The version that answered wants pictures prepared differently: these scores must not be used."""
+
+    def __init__(self, error: ContractError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def needs_preparing(session: Session) -> bool:
+    """Whether the model's configuration must be read before an image can be prepared."""
+    return session.book.needs_reading
+
+
+def prepare(session: Session, limits: Limits) -> Flow[None]:
+    """Read the model's configuration if nobody has. Raises ModerationError."""
+    if session.book.needs_reading:
+        yield from read_config(session, limits)
+
+
+def read_config(session: Session, limits: Limits) -> Flow[None]:
+    """Read the model's configuration. Raises ModerationError."""
+    config = yield from call(
+        session.replicas, ConfigRequest(model=session.settings.model), limits, Progress()
+    )
+    if session.settings.decode == "server":
+        session.book.learn_limit(read_encoded_config(config))
+    else:
+        session.book.learn(config)
+
+
+def is_ready(session: Session, limits: Limits) -> Flow[bool]:
+    """Ask whether some server has the model loaded."""
+    request = HealthRequest(model=session.settings.model)
+    try:
+        ready = yield from call(session.replicas, request, limits, Progress())
+    except ModerationError:
+        return False
+    return bool(ready)
+
+
+def secure(session: Session, source: Any) -> Any:
+    """Read what belongs to the caller's next step: an open file, or a PIL image that still depends on one.
+
+    A generator may close its file as soon as it is asked for the next image. Raises InvalidImageError.
+    """
+    if not hasattr(source, "read") and not (hasattr(source, "fp") and hasattr(source, "load")):
+        return source
+    from moderation_client import images  # noqa: PLC0415  loads Pillow and numpy
+    from moderation_client._image_source import Encoded, read_source  # noqa: PLC0415  likewise
+
+    content = read_source(source, session.settings.limits or images.DEFAULT_LIMITS)
+    return content.data if isinstance(content, Encoded) else source
+
+
+def refuse(session: Session, job: Job, error: InvalidImageError) -> Tell:
+    """An image that cannot be judged, by its own fault."""
+    verdict = error_verdict(job.id, error, session.settings.error_decision, timing=job.timing())
+    return lambda window: window.refused(job, verdict)
+
+
+def decode(session: Session, job: Job, options: CallOptions) -> Tell:
+    """Get one image ready to be sent, in a decoder thread. Raises ContractError when no spec says how."""
+    from moderation_client import images  # noqa: PLC0415  loads Pillow and numpy
+
+    started, source = time.monotonic(), job.source
+    if job.outcome is not None:
+        return lambda window: window.dropped()
+    limits = session.settings.limits or images.DEFAULT_LIMITS
+    try:
+        if session.settings.decode == "server":
+            content = read_file(source, limits)
+            took_s = time.monotonic() - started
+            return lambda window: window.prepared(job, content, 1, len(content), None, took_s)
+        spec = session.book.current(options.version).image
+        decoded = images.decode(source, spec, limits)
+    except InvalidImageError as error:
+        return refuse(session, job, error)
+    decode_s = time.monotonic() - started
+    return lambda window: window.decoded(job, decoded, spec, decode_s)
+
+
+def infer(
+    session: Session, request: InferRequest, limits: Limits, progress: Progress, context: Any = None
+) -> Flow[InferReply]:
+    """Send one batch, counted and traced. Raises ModerationError."""
+    trace = session.telemetry.request(context, request.model, request.tensor.shape[0])
+    request = session.with_extras(request, trace.headers)
+    try:
+        reply: InferReply = yield from call(session.replicas, request, limits, progress)
+    except ModerationError as error:
+        session.counts.request(progress.attempts, type(error).__name__)
+        trace.end(progress.attempts, error)
+        raise
+    session.counts.request(progress.attempts)
+    trace.end(progress.attempts, None, version=reply.model_version)
+    session.has_answered = True
+    return reply
+
+
+def spec_of(session: Session, reply: InferReply, limits: Limits) -> Flow[ModelSpec]:
+    """Spec of the version that answered; the configuration is read again for one that is new. Raises ModerationError."""
+    session.note_losses()
+    if not session.book.knows(reply.model_version):
+        yield from read_config(session, limits)
+    return session.book.spec(reply.model_version)
+
+
+def pixel_request(
+    session: Session, chunks: Sequence[memoryview], num_views: int, shape: tuple[int, ...], version: str
+) -> InferRequest:
+    """Request for the scores of prepared pixels, which lie in `chunks` one behind the other."""
+    tensor = Tensor(name=IMAGE_INPUT, datatype="UINT8", shape=(num_views, *shape), chunks=tuple(chunks))
+    return InferRequest(
+        model=session.settings.model, version=version, tensor=tensor, outputs=(SCORES_OUTPUT,)
+    )
+
+
+def judge(session: Session, batch: Batch, options: CallOptions, progress: Progress) -> Flow[Tell]:
+    """Get a batch judged. Raises ModerationError or OtherSpec."""
+    limits = session.limits(batch.deadline, options.timeout_s)
+    if session.settings.decode == "server":
+        outcomes = yield from judge_files(session, batch, options, limits, progress, infer)
+        return lambda window: window.settled(batch, outcomes)
+    views = yield from judge_pixels(session, batch, options, limits, progress)
+    return lambda window: window.answered(batch, views, progress.attempts, progress.infer_s)
+
+
+def judge_pixels(
+    session: Session, batch: Batch, options: CallOptions, limits: Limits, progress: Progress
+) -> Flow[list[JudgedView]]:
+    """One view after the other, in the batch's order. Raises ModerationError or OtherSpec."""
+    image_spec = batch.parts[0].job.image_spec
+    chunks = [memoryview(part.pixels[part.start : part.stop]).cast("B") for part in batch.parts]
+    shape = batch.parts[0].pixels.shape[1:]
+    request = pixel_request(session, chunks, batch.num_views, shape, options.version)
+    reply = yield from infer(session, request, limits, progress, options.context)
+    spec = yield from spec_of(session, reply, limits)
+    version = reply.model_version
+    if spec.image != image_spec:
+        raise OtherSpec(ContractError(f"version {version} wants pictures as {spec.image}, not {image_spec}"))
+    scores = scores_of(reply, SCORES_OUTPUT, (batch.num_views, len(spec.labels)))
+    policy = policy_for(options.policy, session.book.policy(version), spec.labels)
+    places = (place for part in batch.parts for place in range(part.start, part.stop))
+    return [judge_view(place, row, spec, version, policy) for place, row in zip(places, scores, strict=True)]
+
+
+def score(
+    session: Session, pixels: NDArray[np.uint8], version: str, limits: Limits
+) -> Flow[NDArray[np.float32]]:
+    """Scores, float32 [N, num_labels], of prepared pixels, uint8 [N, H, W, 3]; N at most the server's batch."""
+    chunks = [memoryview(pixels.data).cast("B")]
+    request = pixel_request(session, chunks, len(pixels), pixels.shape[1:], version)
+    reply = yield from infer(session, request, limits, Progress())
+    spec = yield from spec_of(session, reply, limits)
+    return scores_of(reply, SCORES_OUTPUT, (len(pixels), len(spec.labels)))
