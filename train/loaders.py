@@ -1,0 +1,70 @@
+"""Batches: which images a process loads, in which order, on how many workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader
+
+from moderation_client.contract import ImageSpec
+from train.config import TrainConfig
+from train.data import Example, targets
+from train.losses import draw_weights
+from train.pixels import EvaluationImages, TrainingImages, collate_views
+from train.sampling import EpochSampler
+
+
+class Loaders(lightning.LightningDataModule):
+    """Training and early-stop images of one data set."""
+
+    def __init__(
+        self,
+        train: Sequence[Example],
+        early_stop: Sequence[Example],
+        labels: Sequence[str],
+        spec: ImageSpec,
+        config: TrainConfig,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.train_targets = targets(train, labels)
+        self.train = TrainingImages(
+            train, self.train_targets, side=config.cache_side, cache_bytes=config.cache_gb * 1e9
+        )
+        self.early_stop = EvaluationImages(early_stop, targets(early_stop, labels), spec=spec, keep=True)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffle by seed and epoch; the last batch is kept unless a single image would be left for normalisation."""
+        config = self.config
+        rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = EpochSampler(
+            draw_weights(self.train_targets, config.balance),
+            seed=config.seed,
+            balanced=config.balance > 0.0,
+            rank=rank,
+            num_replicas=replicas,
+        )
+        return DataLoader(
+            self.train,
+            batch_size=config.batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) > config.batch_size and len(sampler) % config.batch_size == 1,
+            num_workers=0 if self.train.cache is not None else config.num_workers,
+            persistent_workers=self.train.cache is None and config.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Early-stop images with all their views."""
+        if not len(self.early_stop):
+            return []
+        rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(
+            self.early_stop,
+            batch_size=self.config.batch_size,
+            sampler=range(rank, len(self.early_stop), replicas),
+            collate_fn=collate_views,
+        )

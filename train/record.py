@@ -1,0 +1,94 @@
+"""What a run remembers: how it was made, and the scores behind its figures, so that both can be checked later."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from train.config import TrainConfig
+from train.data import Example
+from train.evaluate import Scored
+
+PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "safetensors")
+SCORES_FILE = "scores.csv"
+
+
+def describe(config: TrainConfig, labels: Sequence[str], examples: Sequence[Example]) -> dict[str, Any]:
+    """JSON-ready account of what was trained on what, with what."""
+    return {
+        "name": config.name,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "backbone": config.backbone,
+        "labels": list(labels),
+        "seed": config.seed,
+        "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+        "data": {
+            "manifest": str(config.data),
+            "sha256": file_sha256(config.data),
+            "num_images": len(examples),
+            "splits": dict(Counter(example.split for example in examples)),
+            "sources": dict(Counter(example.source for example in examples if example.source)),
+            "licences": dict(Counter(example.licence for example in examples if example.licence)),
+            "split_labels": _split_labels(examples),
+        },
+        "packages": {package: version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+    }
+
+
+def _split_labels(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for example in examples:
+        counts.setdefault(example.split, Counter()).update(example.labels or ("harmless",))
+    return {split: dict(found) for split, found in counts.items()}
+
+
+def file_sha256(path: Path) -> str | None:
+    """Hash of a file; None for a folder."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the hash of a record, without what differs between equal runs."""
+    kept = {key: value for key, value in record.items() if key not in {"created", "seconds", "name"}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def commit() -> str | None:
+    """Commit of the checkout this code runs from; None outside one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def save_scores(run: Path, splits: Mapping[str, tuple[Sequence[Example], Scored]]) -> None:
+    """Write scores.csv: one row an image of the held-out splits, with its truth and calibrated scores."""
+    with (run / SCORES_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        labels = next(iter(splits.values()))[1].labels
+        writer.writerow(["split", "path", "group", "source", "labels", *labels])
+        for split, (examples, scored) in splits.items():
+            for example, row in zip(examples, scored.scores, strict=True):
+                scores = [f"{value:.6g}" for value in row]
+                shown = ";".join(example.labels)
+                writer.writerow([split, example.path, example.group, example.source, shown, *scores])
