@@ -1,16 +1,17 @@
-"""The order of steps of `decode`: read, open, check, choose frames and tiles, convert, resize, stack."""
+"""The order of steps of `decode`: read, probe, open, choose frames, decode, tile, resize, stack."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
-from moderation_client import _image_frames, _image_modes, _image_views
-from moderation_client._image_file import check_size, open_image, typed_errors
-from moderation_client._image_source import Encoded, Loaded, read_source
+from moderation_client import _image_modes, _image_views
+from moderation_client._image_file import Opened, check_size, open_image, typed_errors
+from moderation_client._image_frames import FramePlan, evenly, load_frame, plan_frames
+from moderation_client._image_source import Encoded, read_source
 from moderation_client.contract import ImageSpec
 from moderation_client.images import DecodedImage, ImageLimits, ImageSource
 from moderation_client.results import ImageInfo, Views
@@ -19,105 +20,112 @@ Array = np.ndarray[Any, Any]
 ORIENTATION_TAG = 0x0112
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one frame shows."""
+
+    tiles: list[list[Array]]
+    """Per tile looked at, its views: uint8 [H, W, 3], the main one first."""
+    num_tiles: int
+    """Tiles that the frame has."""
+    orientation: int
+    """EXIF orientation that was applied."""
+
+
 def decode_source(source: ImageSource, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
     """Decode any source; see `images.decode`."""
     taken = read_source(source, limits)
-    return (
-        _decode_loaded(taken, spec, limits)
-        if isinstance(taken, Loaded)
-        else _decode_file(taken, spec, limits)
-    )
+    if isinstance(taken, Encoded):
+        opened = open_image(taken.data, taken.name, limits)
+        with typed_errors(opened.format, taken.name, complete=opened.probe.complete):
+            return _decode_file(opened, spec, limits)
+    with typed_errors("pixels", taken.name):
+        if isinstance(taken.pixels, np.ndarray):
+            return _decode_array(taken.pixels, spec, limits)
+        return _decode_loaded(taken.pixels, taken.num_frames, spec, limits)
 
 
-def _decode_loaded(taken: Loaded, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
-    pixels = taken.pixels
-    with typed_errors(b"", "pixels", taken.name):
-        if isinstance(pixels, np.ndarray):
-            image, mode, format, orientation = _image_modes.from_array(pixels), str(pixels.dtype), None, 1
-            check_size(image.size, taken.name, limits)
-        else:
-            check_size(pixels.size, taken.name, limits)
-            image, mode, format = _image_modes.to_8bit(pixels, taken.name), pixels.mode, pixels.format
-            orientation = _orientation(pixels)
-        frame = _frame(image, image.size, 1.0, spec, orientation, limits)
-    info = _info(format, image.size, mode, orientation)
-    return _stack([frame], 1, info, limits, None)
+def _decode_array(array: Array, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
+    _image_modes.check_array(array)
+    height, width = array.shape[:2]
+    check_size((width, height), "array", limits)
+    look = _look(_image_modes.from_array(array), (width, height), spec, limits)
+    info = ImageInfo(format=None, width=width, height=height, mode=str(array.dtype))
+    return _assemble([look], FramePlan(total=1, indices=[0]), info, limits)
 
 
-def _decode_file(taken: Encoded, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
-    image = open_image(taken.data, taken.name, limits)
-    size, mode, format = image.size, image.mode, str(image.format)
-    with typed_errors(taken.data, format, taken.name):
-        total = _image_frames.count_frames(image, taken.data, taken.name, limits)
-        num_tiles = len(_image_views.tiles(*size))
-        wanted = max(1, min(limits.max_frames, limits.max_views // num_tiles))
-        reachable = max(1, min(total, limits.max_decoded_pixels // (size[0] * size[1])))
-        orientation = 1
-        frames = []
-        for frame in _frames(image, _image_frames.evenly(reachable, wanted), taken.name, limits, spec):
-            orientation = frame[3]
-            frames.append(_frame(*frame[:3], spec, orientation, limits))
-    reason = None
-    if len(frames) < total:
-        reason = f"{len(frames)} of {total} frames were looked at"
-    return _stack(frames, total, _info(format, size, mode, orientation), limits, reason)
+def _decode_loaded(image: Image.Image, num_frames: int, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
+    """Use a loaded image's pixels as they are."""
+    check_size(image.size, "PIL image", limits)
+    pictures = _image_modes.to_8bit(image, "PIL image")
+    look = _look(pictures, image.size, spec, limits, orientation=_orientation(image.info))
+    left_out = f"{num_frames - 1} of {num_frames} frames" if num_frames > 1 else None
+    info = _info(image.format, image.size, image.mode, look.orientation)
+    return _assemble([look], FramePlan(total=num_frames, indices=[0], left_out=left_out), info, limits)
 
 
-def _frames(
-    image: ImageFile.ImageFile, indices: list[int], name: str, limits: ImageLimits, spec: ImageSpec
-) -> Iterator[tuple[Image.Image, tuple[int, int], float, int]]:
-    """Decode the chosen frames in order: 8-bit picture, its full size, the scale it was decoded at, its orientation."""
-    for index in indices:
-        if index:
-            image.seek(index)
-        size, scale = image.size, 1.0
-        check_size(size, name, limits)
-        if image.format == "JPEG":
-            box = _image_views.tiles(*size)[0]
-            drafted = image.draft(None, _image_views.draft_size(size, box, spec, _orientation(image)))
-            scale = drafted[1][2] / size[0] if drafted else 1.0
-        image.load()
-        yield _image_modes.to_8bit(image, name), size, scale, _orientation(image)
+def _decode_file(opened: Opened, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
+    image = opened.image
+    size, mode, turned = image.size, image.mode, _tiff_orientation(image)
+    if opened.format == "JPEG":
+        plan, looks = FramePlan(total=1, indices=[0]), [_look_at_jpeg(opened, spec, limits)]
+    else:
+        plan = plan_frames(opened, limits)
+        looks = [_look_at_frame(opened, index, spec, limits) for index in plan.indices]
+    info = _info(opened.format, size, mode, max(turned, looks[0].orientation))
+    return _assemble(looks, plan, info, limits)
 
 
-def _frame(
-    image: Image.Image,
+def _look_at_jpeg(opened: Opened, spec: ImageSpec, limits: ImageLimits) -> Look:
+    """Decode a JPEG at the smallest scale that serves the model's size."""
+    image, size = opened.image, opened.image.size
+    orientation = _orientation(image.info)
+    drafted = image.draft(None, _image_views.draft_size(size, spec, orientation))
+    scale = drafted[1][2] / size[0] if drafted else 1.0
+    return _look(load_frame(opened, 0, limits), size, spec, limits, orientation=orientation, scale=scale)
+
+
+def _look_at_frame(opened: Opened, index: int, spec: ImageSpec, limits: ImageLimits) -> Look:
+    """Decode one frame and look at it at once: the next one takes its memory."""
+    pictures = load_frame(opened, index, limits)
+    image = opened.image
+    return _look(pictures, image.size, spec, limits, orientation=_orientation(image.info))
+
+
+def _look(
+    pictures: tuple[Image.Image, ...],
     size: tuple[int, int],
-    scale: float,
     spec: ImageSpec,
-    orientation: int,
     limits: ImageLimits,
-) -> list[list[Array]]:
-    """Look at one frame: per tile, its views over each background."""
+    *,
+    orientation: int = 1,
+    scale: float = 1.0,
+) -> Look:
+    """Cut a frame of this stored size, decoded at a scale, into tiles and make the views of each."""
     boxes = _image_views.tiles(*size)
-    chosen = _image_frames.evenly(len(boxes), min(len(boxes), limits.max_views))
-    return [
-        _image_views.frame_views(image, _image_views.scaled(boxes[index], scale), spec, orientation)
-        for index in chosen
+    chosen = [_image_views.scaled(boxes[at], scale) for at in evenly(len(boxes), limits.max_views)]
+    tiles = [
+        [view for picture in pictures for view in _image_views.tile_views(picture, box, spec, orientation)]
+        for box in chosen
     ]
+    return Look(tiles=tiles, num_tiles=len(boxes), orientation=orientation)
 
 
-def _stack(
-    frames: list[list[list[Array]]],
-    total_frames: int,
-    info: ImageInfo,
-    limits: ImageLimits,
-    reason: str | None,
-) -> DecodedImage:
-    """Choose views up to the cap, the main background of every tile first, and say what was left out."""
-    per_tile = [backgrounds for frame in frames for backgrounds in frame]
-    depth = max(len(backgrounds) for backgrounds in per_tile)
-    ordered = [backgrounds[at] for at in range(depth) for backgrounds in per_tile if at < len(backgrounds)]
-    num_tiles = len(_image_views.tiles(info.width, info.height))
-    total = (
-        len(ordered) + (num_tiles - len(frames[0])) * len(frames) + (total_frames - len(frames)) * num_tiles
-    )
+def _assemble(looks: list[Look], plan: FramePlan, info: ImageInfo, limits: ImageLimits) -> DecodedImage:
+    """Keep as many views as the cap allows, every tile's main view first, and say what was left out."""
+    tiles = [views for look in looks for views in look.tiles]
+    ordered = [views[at] for at in range(max(map(len, tiles))) for views in tiles if at < len(views)]
     chosen = ordered[: limits.max_views]
-    if reason is None and len(chosen) < total:
-        reason = f"{len(chosen)} of {total} views were looked at"
-    pixels = np.ascontiguousarray(np.stack(chosen))
+    seen = len(ordered) + sum(look.num_tiles - len(look.tiles) for look in looks)
+    total = seen + (plan.total - len(looks)) * looks[0].num_tiles
+    left_out = plan.left_out
+    if left_out is None and len(chosen) < seen:
+        left_out = f"{seen - len(chosen)} of {seen} views"
     return DecodedImage(
-        pixels=pixels, info=info, views=Views(total=total, looked_at=len(chosen)), incomplete=reason
+        pixels=np.ascontiguousarray(np.stack(chosen)),
+        info=info,
+        views=Views(total=total, looked_at=len(chosen)),
+        incomplete=f"{left_out} were not looked at" if left_out else None,
     )
 
 
@@ -125,10 +133,26 @@ def _info(format: str | None, size: tuple[int, int], mode: str, orientation: int
     return ImageInfo(format=format, width=size[0], height=size[1], mode=mode, exif_turned=orientation != 1)
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; a block that cannot be read turns nothing."""
+def _tiff_orientation(image: Image.Image) -> int:
+    """Read the orientation of a TIFF, which Pillow applies itself and then forgets."""
+    tags = getattr(image, "tag_v2", None)
+    return _valid(tags.get(ORIENTATION_TAG)) if tags is not None else 1
+
+
+def _orientation(info: dict[Any, Any]) -> int:
+    """Read the EXIF (or XMP) orientation, 1..8; a block that cannot be read turns nothing.
+
+    Read through a blank image with the same metadata, so that nothing is cached on, or loaded by, a caller's image.
+    """
+    if not any(key in info for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")):
+        return 1
+    blank = Image.new("1", (1, 1))
+    blank.info = info
     try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
+        return _valid(blank.getexif().get(ORIENTATION_TAG))
     except Exception:  # noqa: BLE001 - the EXIF parser raises whatever broken bytes make it trip over
         return 1
-    return value if isinstance(value, int) and 2 <= value <= 8 else 1
+
+
+def _valid(orientation: object) -> int:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1

@@ -6,6 +6,7 @@ when none fits, and turns multi-picture JPEGs into another class. The plugin's c
 
 from __future__ import annotations
 
+import functools
 import importlib
 import struct
 import threading
@@ -13,6 +14,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from moderation_client._errors import (
     TruncatedImageError,
     UnsupportedFormatError,
 )
+from moderation_client._image_probe import Probe, probe_file
 
 if TYPE_CHECKING:
     from moderation_client.images import ImageLimits
@@ -68,22 +71,37 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def open_image(data: bytes, name: str, limits: ImageLimits) -> ImageFile.ImageFile:
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A file whose header has been read and whose pixels have not."""
+
+    image: ImageFile.ImageFile
+    probe: Probe
+    format: str
+    name: str
+
+
+def open_image(data: bytes, name: str, limits: ImageLimits) -> Opened:
     """Open a file without decoding pixels. Raises UnsupportedFormatError, ImageTooLargeError and what `typed_errors` raises."""
-    found = sniff(data)
-    if found is None:
+    format = sniff(data)
+    if format is None:
         raise UnsupportedFormatError(
             f"not an image of a known format ({', '.join(limits.formats)})", source=name
         )
-    if found not in limits.formats:
+    if format not in limits.formats:
         raise UnsupportedFormatError(
-            f"{found} is not allowed here ({', '.join(limits.formats)})", source=name
+            f"{format} is not allowed here ({', '.join(limits.formats)})", source=name
         )
-    plugin = _plugin(found, name)
-    with typed_errors(data, found, name):
-        image: ImageFile.ImageFile = plugin(BytesIO(data))
+    plugin = _plugin(format, name)
+    probe = probe_file(data, format, name)
+    if probe.size is not None:
+        check_size(probe.size, name, limits)
+    with typed_errors(format, name, complete=probe.complete):
+        if ImageFile.LOAD_TRUNCATED_IMAGES and not probe.complete:
+            raise TruncatedImageError(f"{format}: the file ends before the picture does", source=name)
+        image = plugin(BytesIO(data))
     check_size(image.size, name, limits)
-    return image
+    return Opened(image=image, probe=probe, format=format, name=name)
 
 
 def _plugin(format: str, name: str) -> Any:
@@ -96,7 +114,6 @@ def _plugin(format: str, name: str) -> Any:
         raise UnsupportedFormatError(
             f"this installation cannot decode {format}{hint}", source=name
         ) from error
-    _quieten()
     return plugin
 
 
@@ -123,37 +140,29 @@ def check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
 
 
 @contextmanager
-def typed_errors(data: bytes, format: str, name: str) -> Iterator[None]:
+def typed_errors(format: str, name: str, *, complete: bool = True) -> Iterator[None]:
     """Turn whatever a decoder raises into ours, and keep its warnings to itself."""
-    _thread.quiet = getattr(_thread, "quiet", 0) + 1
+    _quieten()
+    _thread.depth = getattr(_thread, "depth", 0) + 1
     try:
         yield
     except InvalidImageError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
-        raise ImageTooLargeError(f"{format} needs more memory than there is: {error}", source=name) from error
-    except Exception as error:  # Pillow's parsers raise whatever broken bytes make them trip over
-        kind = TruncatedImageError if _ends_early(data, format, error) else CorruptImageError
+        raise ImageTooLargeError(f"{format} needs more memory than it may: {error}", source=name) from error
+    except Exception as error:
+        # Pillow's parsers raise whatever broken bytes make them trip over.
+        kind: type[InvalidImageError] = CorruptImageError
+        if "Decompressed data too large" in str(error):
+            kind = ImageTooLargeError
+        elif not complete or isinstance(error, EOFError) or "truncated" in str(error).lower():
+            kind = TruncatedImageError
         raise kind(f"{format}: {error or type(error).__name__}", source=name) from error
     finally:
-        _thread.quiet -= 1
-
-
-def _ends_early(data: bytes, format: str, error: Exception) -> bool:
-    """Whether the file stops before the picture does, by the decoder's words or the file's own structure."""
-    if isinstance(error, EOFError) or "truncated" in str(error).lower():
-        return True
-    if format == "PNG":
-        return b"IEND" not in data[-64:]
-    if format == "WEBP":
-        return len(data) < 12 or len(data) < struct.unpack("<I", data[4:8])[0] + 8
-    if format == "JPEG":
-        return b"\xff\xd9" not in data
-    return False
+        _thread.depth -= 1
 
 
 _thread = threading.local()
-_quieten_lock = threading.Lock()
 
 
 class _QuietWarnings(types.ModuleType):
@@ -169,14 +178,13 @@ class _QuietWarnings(types.ModuleType):
     @staticmethod
     def warn(message: Any, category: Any = None, stacklevel: int = 1, source: Any = None) -> None:
         """Warn as usual unless this thread is decoding."""
-        if not getattr(_thread, "quiet", 0):
+        if not getattr(_thread, "depth", 0):
             warnings.warn(message, category, stacklevel + 1, source)
 
 
+@functools.cache
 def _quieten() -> None:
-    """Give the Pillow modules imported so far the quiet `warnings`."""
-    with _quieten_lock:
-        for module in ("Image", "JpegImagePlugin", "PngImagePlugin", "TiffImagePlugin"):
-            loaded: Any = importlib.import_module(f"PIL.{module}")
-            if getattr(loaded, "warnings", None) is warnings:
-                loaded.warnings = _QuietWarnings("warnings")
+    """Give Pillow's modules that warn while decoding the quiet `warnings`, once."""
+    for name in ("Image", "JpegImagePlugin", "PngImagePlugin", "TiffImagePlugin"):
+        module: Any = importlib.import_module(f"PIL.{name}")
+        module.warnings = _QuietWarnings("warnings")

@@ -1,70 +1,128 @@
 """Frames: how many a file has, which of them are looked at, and what that may cost.
 
-Getting at the last frame of an animation means decoding all before it, so the budget counts every frame up to the last
-one taken.
+A short animation is looked at whole. A longer one is sampled evenly; since the last frame cannot be reached without
+decoding all before it, every frame is compared in small with the sampled ones, samples that repeat each other give
+their place to frames that show something else, and what then is still unseen is counted: it makes the verdict REVIEW.
 """
 
 from __future__ import annotations
 
-from PIL import ImageFile
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from moderation_client import _image_modes
 from moderation_client._errors import TooManyFramesError
+from moderation_client._image_file import Opened, check_size
+from moderation_client._image_views import num_tiles
 from moderation_client.images import ImageLimits
 
+Array = np.ndarray[Any, Any]
 
-def count_frames(image: ImageFile.ImageFile, data: bytes, name: str, limits: ImageLimits) -> int:
-    """Count frames or pages. Raises TooManyFramesError without decoding any."""
-    format = image.format
-    if format == "TIFF":
-        count = _count_pages(image, limits.max_file_frames)
-    elif format == "GIF":
-        count = _count_gif(data, limits.max_file_frames)
+SKETCH = 32
+"""Side of the small picture by which frames are compared."""
+SKETCH_TOLERANCE = 24
+"""Levels by which some cell of it must differ for a frame to show something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePlan:
+    """Which frames to look at."""
+
+    total: int
+    """Frames that the file has."""
+    indices: list[int]
+    """Frames to look at, ascending."""
+    left_out: str | None = None
+    """What is not looked at, when it shows something else."""
+
+
+def plan_frames(opened: Opened, limits: ImageLimits) -> FramePlan:
+    """Choose the frames to look at. Raises TooManyFramesError before any is decoded."""
+    total = _count_frames(opened, limits)
+    width, height = opened.image.size
+    wanted = max(1, min(limits.max_frames, limits.max_views // num_tiles(width, height)))
+    affordable = max(1, limits.max_decoded_pixels // (width * height))
+    if total <= min(wanted, affordable):
+        return FramePlan(total=total, indices=list(range(total)))
+    if opened.format == "TIFF":  # pages stand by themselves: each can be reached alone, and each is different
+        indices = evenly(total, min(wanted, affordable))
+        return FramePlan(total=total, indices=indices, left_out=f"{total - len(indices)} of {total} pages")
+    reachable = min(total, max(1, affordable // 2))  # every frame is decoded twice: to compare, then to look
+    sketches = [_sketch(opened, index, limits) for index in range(reachable)]
+    indices, unseen = choose(np.stack(sketches), wanted)
+    unseen += total - reachable
+    return FramePlan(total=total, indices=indices, left_out=f"{unseen} of {total} frames" if unseen else None)
+
+
+def _count_frames(opened: Opened, limits: ImageLimits) -> int:
+    if opened.format == "TIFF":
+        count = _count_pages(
+            opened, limits.max_file_frames
+        )  # as its decoder counts: broken chains are common
+    elif opened.probe.num_frames is not None:
+        count = opened.probe.num_frames
     else:
-        count = int(getattr(image, "n_frames", 1))
+        count = int(getattr(opened.image, "n_frames", 1))
     if count > limits.max_file_frames:
         raise TooManyFramesError(
             f"more than {limits.max_file_frames} frames (max_file_frames)",
-            source=name,
+            source=opened.name,
             value=count,
             limit=limits.max_file_frames,
         )
     return max(count, 1)
 
 
-def _count_pages(image: ImageFile.ImageFile, limit: int) -> int:
+def _count_pages(opened: Opened, limit: int) -> int:
     """Follow the chain of pages no further than the limit."""
     count = 1
     try:
         while count <= limit:
-            image.seek(count)
+            opened.image.seek(count)
             count += 1
     except EOFError:
-        return count
-    finally:
-        image.seek(0)
+        count = max(count, 1)  # the end of the chain
+    opened.image.seek(0)
     return count
 
 
-def _count_gif(data: bytes, limit: int) -> int:
-    """Walk a GIF's blocks; Pillow's own count decodes Python objects for each."""
-    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    count, end = 0, len(data)
-    while at < end and count <= limit:
-        kind = data[at]
-        if kind == 0x21:  # extension: label, then blocks
-            at += 2
-        elif kind == 0x2C and at + 9 < end:  # image: place, size, palette, code size, then blocks
-            count += 1
-            at += 11 + (3 << (data[at + 9] & 7) + 1 if data[at + 9] & 0x80 else 0)
-        elif kind == 0x3B:
-            break
-        else:
-            at += 1
-            continue
-        while at < end and data[at]:
-            at += data[at] + 1
-        at += 1
-    return count
+def _sketch(opened: Opened, index: int, limits: ImageLimits) -> Array:
+    """Decode a frame and shrink it to SKETCH x SKETCH premultiplied RGBA."""
+    picture = load_frame(opened, index, limits)[0].convert("RGBA").convert("RGBa")
+    small = picture.resize((SKETCH, SKETCH), Image.Resampling.BOX, reducing_gap=1.0)
+    return np.asarray(small).astype(np.int16)
+
+
+def load_frame(opened: Opened, index: int, limits: ImageLimits) -> tuple[Image.Image, ...]:
+    """Decode one frame into its 8-bit pictures. Raises what the decoder raises, and ImageTooLargeError for this frame."""
+    if opened.image.tell() != index:
+        opened.image.seek(index)
+    check_size(opened.image.size, opened.name, limits)
+    opened.image.load()
+    return _image_modes.to_8bit(opened.image, opened.name)
+
+
+def choose(sketches: Array, wanted: int) -> tuple[list[int], int]:
+    """Choose up to `wanted` of int16 [num_frames, ...] sketches; also count those that differ from all chosen."""
+    nearest = np.full(len(sketches), np.iinfo(np.int16).max, np.int16)
+    chosen: list[int] = []
+    for index in evenly(len(sketches), wanted):
+        if nearest[index] > SKETCH_TOLERANCE:
+            chosen.append(index)
+            nearest = np.minimum(nearest, _distances(sketches, index))
+    while len(chosen) < wanted and nearest.max() > SKETCH_TOLERANCE:
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, _distances(sketches, chosen[-1]))
+    return sorted(chosen), int((nearest > SKETCH_TOLERANCE).sum())
+
+
+def _distances(sketches: Array, index: int) -> Array:
+    """Largest difference in any cell, from one frame to each."""
+    distances: Array = np.array([np.abs(sketch - sketches[index]).max() for sketch in sketches], np.int16)
+    return distances
 
 
 def evenly(total: int, count: int) -> list[int]:

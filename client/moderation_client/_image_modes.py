@@ -15,24 +15,29 @@ from moderation_client._errors import BadArrayError, CorruptImageError
 
 Array = np.ndarray[Any, Any]
 ARRAY_EXPECTED = "expected HxW, HxWx1, HxWx3 or HxWx4 of uint8, uint16 or float 0..1"
+DARK = 4096
+"""16-bit grey below this is looked at stretched as well."""
+CHUNK = 1 << 20
+"""Numbers converted at a time."""
 
 
-def to_8bit(image: Image.Image, name: str) -> Image.Image:
-    """Give the picture as L, RGB or RGBA; RGBA only when some pixel is not opaque. The image itself is not changed."""
+def to_8bit(image: Image.Image, name: str) -> tuple[Image.Image, ...]:
+    """Give the picture as L, RGB or RGBA; RGBA only when some pixel is not opaque. The image itself is not changed.
+
+    A second picture is added for deep grey that only uses the lowest sixteenth of its range: shown by its rules it is
+    black, but a program that clips instead of scaling would show what is in it.
+    """
     mode = image.mode
     if mode.startswith("I") or mode == "F":
-        return _scaled(image)
+        return _from_deep(np.asarray(image), image.info.get("transparency"))
     if has_alpha(image):
-        return _drop_opaque_alpha(
-            image.convert("RGBA") if mode != "La" else image.convert("LA").convert("RGBA")
-        )
+        straight = image.convert("LA") if mode == "La" else image
+        return (_drop_opaque_alpha(straight.convert("RGBA")),)
     if mode in {"L", "RGB"}:
-        return image
-    if mode == "1":
-        return image.convert("L")
+        return (image,)
     if mode == "LAB":
-        return _from_lab(image, name)
-    return image.convert("RGB")
+        return (_from_lab(image, name),)
+    return (image.convert("L" if mode == "1" else "RGB"),)
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -45,38 +50,48 @@ def _drop_opaque_alpha(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if lowest == 255 else image
 
 
-def _scaled(image: Image.Image) -> Image.Image:
-    """Bring 16-bit, 32-bit and float grey to 8 bits."""
-    array = np.asarray(image)
-    grey = Image.fromarray(_deep_to_8bit(array))
-    key = image.info.get("transparency")
-    if not isinstance(key, int):
-        return grey
-    alpha = np.where(array == key, np.uint8(0), np.uint8(255))
-    return _drop_opaque_alpha(Image.merge("LA", (grey, Image.fromarray(alpha))).convert("RGBA"))
+def _from_deep(array: Array, transparent: object) -> tuple[Image.Image, ...]:
+    """Bring 16-bit, 32-bit and float grey to 8 bits, with the one transparent value that 16-bit grey may have."""
+    low, high = _range(array)
+    pictures = [_scale_rows(array, *_depth(array, low, high))]
+    if _depth(array, low, high)[1] == 65535 and 0 <= low < high < DARK:
+        pictures.append(_scale_rows(array, 0.0, max(high, 255.0)))
+    if not isinstance(transparent, int):
+        return tuple(pictures)
+    alpha = Image.fromarray(np.where(array == transparent, np.uint8(0), np.uint8(255)))
+    return tuple(_drop_opaque_alpha(Image.merge("LA", (grey, alpha)).convert("RGBA")) for grey in pictures)
 
 
-def _deep_to_8bit(array: Array) -> Array:
-    """Scale by the depth the numbers speak of: 16 bits, 0..1, 0..255, or else their own range."""
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return _scale_16bit(array)
-    values = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and array.dtype.kind == "f" and high <= 1:
-        low, high = 0.0, 1.0
-    elif low >= 0 and high <= 255:
-        low, high = 0.0, 255.0
-    elif low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    scaled: Array = np.rint((values - low) * np.float32(255 / max(high - low, 1e-12))).astype(np.uint8)
-    return scaled
+def _range(array: Array) -> tuple[float, float]:
+    """Lowest and highest number that is one."""
+    if array.dtype.kind != "f":
+        return float(array.min()), float(array.max())
+    finite = array[np.isfinite(array)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
-def _scale_16bit(array: Array) -> Array:
-    """Round value / 257 without leaving 16 bits."""
-    native = array.astype(np.uint16, copy=False)
-    rounded: Array = ((native - (native >> 8) + 128) >> 8).astype(np.uint8)
-    return rounded
+def _depth(array: Array, low: float, high: float) -> tuple[float, float]:
+    """Find the range that the numbers speak of: 16 bits, 0..1, 0..255, or else their own."""
+    if low < 0 or high > 65535:
+        return low, high
+    if array.dtype.kind == "u":
+        return 0.0, 65535.0
+    if array.dtype.kind == "f" and high <= 1:
+        return 0.0, 1.0
+    return 0.0, 255.0 if high <= 255 else 65535.0
+
+
+def _scale_rows(array: Array, low: float, high: float) -> Image.Image:
+    """Scale a range to 0..255, rounded, some rows at a time: the numbers in between take four times the memory."""
+    out = np.empty(array.shape, np.uint8)
+    rows = max(1, CHUNK // max(1, out[0].size))
+    for start in range(0, len(array), rows):
+        part = array[start : start + rows].astype(np.float32)
+        part = (np.clip(np.nan_to_num(part, nan=low), low, high) - np.float32(low)) * np.float32(
+            255 / max(high - low, 1e-9)
+        )
+        out[start : start + rows] = np.rint(part)
+    return Image.fromarray(out)
 
 
 def _from_lab(image: Image.Image, name: str) -> Image.Image:
@@ -90,29 +105,34 @@ def _from_lab(image: Image.Image, name: str) -> Image.Image:
     return converted
 
 
-def from_array(array: Array) -> Image.Image:
-    """Check a caller's array and give it as L, RGB or RGBA. Raises BadArrayError."""
+def check_array(array: Array) -> None:
+    """Check the shape and dtype of a caller's array. Raises BadArrayError."""
     shape = array.shape
-    if array.ndim == 3 and shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in {2, 3} or (array.ndim == 3 and shape[2] not in {3, 4}) or array.size == 0:
+    if array.ndim not in {2, 3} or (array.ndim == 3 and shape[2] not in {1, 3, 4}) or array.size == 0:
         raise BadArrayError(f"{ARRAY_EXPECTED}, got shape {shape}", source="array")
-    image = Image.fromarray(np.ascontiguousarray(_array_to_8bit(array)))
-    return _drop_opaque_alpha(image) if image.mode == "RGBA" else image
-
-
-def _array_to_8bit(array: Array) -> Array:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return _scale_16bit(array)
-    if array.dtype.kind != "f":
+    if (
+        array.dtype != np.uint8
+        and array.dtype.kind != "f"
+        and (array.dtype.kind, array.dtype.itemsize) != ("u", 2)
+    ):
         raise BadArrayError(f"{ARRAY_EXPECTED}, got dtype {array.dtype}", source="array")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0.0 and high <= 1.0):  # also true of NaN
-        worst = high if not high <= 1.0 else low
-        raise BadArrayError(
-            f"{ARRAY_EXPECTED}, got values {low:g}..{high:g}", source="array", value=worst, limit=1.0
-        )
-    scaled: Array = np.rint(array.astype(np.float32) * np.float32(255)).astype(np.uint8)
-    return scaled
+
+
+def from_array(array: Array) -> tuple[Image.Image, ...]:
+    """Give a checked array as L, RGB or RGBA. Raises BadArrayError for values out of range."""
+    array = np.asarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0.0 and high <= 1.0):  # not: NaN compares false
+            worst = low if low < 0.0 else high
+            raise BadArrayError(
+                f"{ARRAY_EXPECTED}, got {low:g}..{high:g}", source="array", value=worst, limit=1.0
+            )
+        image = _scale_rows(array, 0.0, 1.0)
+    elif array.dtype != np.uint8 and array.ndim == 2:
+        return _from_deep(array, None)
+    elif array.dtype != np.uint8:
+        image = _scale_rows(array, 0.0, 65535.0)
+    else:
+        image = Image.fromarray(np.ascontiguousarray(array))
+    return (_drop_opaque_alpha(image) if image.mode == "RGBA" else image,)

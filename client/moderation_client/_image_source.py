@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from moderation_client._errors import EmptyImageError, ImageReadError, ImageTooLargeError
+from moderation_client._image_file import sniff
+from moderation_client._image_probe import probe_file
 
 if TYPE_CHECKING:
     from moderation_client.images import ImageLimits, ImageSource
@@ -36,6 +38,7 @@ class Loaded:
 
     pixels: Image.Image | np.ndarray[Any, Any]
     name: str
+    num_frames: int = 1
 
 
 def read_source(source: ImageSource, limits: ImageLimits) -> Encoded | Loaded:
@@ -107,15 +110,30 @@ def _read_all(file: Any, limit: int) -> bytes:
 
 
 def _read_pil(image: Image.Image, limits: ImageLimits) -> Encoded | Loaded:
-    """Reread an image that is not loaded; take a loaded one as it is."""
-    if not isinstance(image, ImageFile.ImageFile) or getattr(image, "_im", None) is not None:
-        return Loaded(pixels=image, name="PIL image")
-    file = getattr(image, "_fp", None) or image.fp
-    if not callable(getattr(file, "read", None)):
-        raise ImageReadError(
-            "the PIL image's file is closed and its pixels were never loaded", source="PIL image"
-        )
-    return _read_file(file, "PIL image", limits)
+    """Reread an image that is not loaded; take a loaded one as it is.
+
+    A loaded animation holds one frame of many: its file is judged when that is still open, else the others are known
+    to be missing.
+    """
+    loaded = not isinstance(image, ImageFile.ImageFile) or getattr(image, "_im", None) is not None
+    file = getattr(image, "_fp", None) or getattr(image, "fp", None)
+    readable = callable(getattr(file, "read", None)) and not getattr(file, "closed", False)
+    num_frames = int(vars(image).get("n_frames", 1))
+    if not loaded and not readable:
+        raise ImageReadError("its file is closed and its pixels were never loaded", source="PIL image")
+    if readable and (not loaded or num_frames > 1 or image.format in {"GIF", "TIFF"}):
+        taken = _read_file(file, "PIL image", limits)
+        if not loaded or _num_frames(taken.data) > 1:
+            return taken
+    return Loaded(pixels=image, name="PIL image", num_frames=num_frames)
+
+
+def _num_frames(data: bytes) -> int:
+    """Count a file's frames; 1 for what is no file (some plugins put a frame's raw pixels in its place)."""
+    format = sniff(data)
+    if format in {"GIF", "TIFF"}:
+        return probe_file(data, format, "PIL image").num_frames or 1
+    return 2 if format else 1  # the others' images know their number
 
 
 def _check_size(num_bytes: int, name: str, limits: ImageLimits) -> None:

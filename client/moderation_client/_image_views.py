@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from moderation_client.contract import ImageSpec
 
@@ -49,39 +49,51 @@ _TURNS = {
 }
 
 
-def tiles(width: int, height: int) -> list[Box]:
-    """Boxes of the tiles in the picture's own pixels; the whole frame where it is not a strip."""
+def num_tiles(width: int, height: int) -> int:
+    """Count the tiles of a picture of this size."""
     short, long = sorted((width, height))
-    if long <= TILE_ABOVE * short:
+    return 1 if long <= TILE_ABOVE * short else math.ceil(long / short) - 1
+
+
+def tiles(width: int, height: int) -> list[Box]:
+    """Give the boxes of the tiles in the picture's own pixels; the whole frame where it is not a strip."""
+    count = num_tiles(width, height)
+    if count == 1:
         return [(0.0, 0.0, float(width), float(height))]
-    count = math.ceil(long / short) - 1
+    short, long = sorted((width, height))
     starts = [(long - 2 * short) * at / (count - 1) for at in range(count)]
     if width > height:
         return [(start, 0.0, start + 2 * short, float(height)) for start in starts]
     return [(0.0, start, float(width), start + 2 * short) for start in starts]
 
 
-def draft_size(size: tuple[int, int], box: Box, spec: ImageSpec, orientation: int) -> tuple[int, int]:
-    """Size at which the whole picture still gives a box of it DRAFT_GAP times the model's pixels in each direction."""
+def scaled(box: Box, scale: float) -> Box:
+    """Move a box into a picture decoded at a scale."""
+    left, top, right, bottom = box
+    return left * scale, top * scale, right * scale, bottom * scale
+
+
+def draft_size(size: tuple[int, int], spec: ImageSpec, orientation: int) -> tuple[int, int]:
+    """Give the size at which each tile still has DRAFT_GAP times the model's pixels in each direction."""
+    left, top, right, bottom = tiles(*size)[0]
     target = _target(spec, orientation)
     return (
-        math.ceil(target[0] * DRAFT_GAP * size[0] / (box[2] - box[0])),
-        math.ceil(target[1] * DRAFT_GAP * size[1] / (box[3] - box[1])),
+        math.ceil(target[0] * DRAFT_GAP * size[0] / (right - left)),
+        math.ceil(target[1] * DRAFT_GAP * size[1] / (bottom - top)),
     )
 
 
-def frame_views(image: Image.Image, box: Box, spec: ImageSpec, orientation: int) -> list[Array]:
+def tile_views(image: Image.Image, box: Box, spec: ImageSpec, orientation: int) -> list[Array]:
     """Look at one tile of an L, RGB or RGBA picture: uint8 [H, W, 3] each, the spec's background first."""
     if image.mode != "RGBA":
         return [_pixels(_fit(image, box, spec, orientation, spec.background))]
-    premultiplied = np.asarray(_fit(image.convert("RGBa"), box, spec, orientation, (0, 0, 0, 0)))
-    colour, alpha = premultiplied[:, :, :3], premultiplied[:, :, 3:]
-    over = [
-        _composite(colour, alpha, background) for background in (spec.background, opposite(spec.background))
-    ]
-    views = over if _differ(over[0], over[1]) else over[:1]
+    premultiplied = _fit(image.convert("RGBa"), box, spec, orientation, (0, 0, 0, 0))
+    *colour, alpha = premultiplied.split()
+    over = [_over(colour, alpha, background) for background in (spec.background, opposite(spec.background))]
+    if not any(alpha.histogram()[: 255 - BACKGROUND_TOLERANCE]):
+        return over[:1]
     opaque = _pixels(_fit(image.convert("RGB"), box, spec, orientation, spec.background))
-    return [*views, opaque] if _hides(opaque, colour, alpha) else views
+    return [*over, opaque] if _hides(opaque, np.asarray(premultiplied)) else over
 
 
 def opposite(background: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -90,29 +102,28 @@ def opposite(background: tuple[int, int, int]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _differ(one: Array, other: Array) -> bool:
-    return bool(np.abs(one.astype(np.int16) - other).max() > BACKGROUND_TOLERANCE)
+def _over(colour: list[Image.Image], alpha: Image.Image, background: tuple[int, int, int]) -> Array:
+    """Put premultiplied channels over a background."""
+    through = ImageChops.invert(alpha)
+    under = [through.point([round(at * level / 255) for at in range(256)]) for level in background]
+    return _pixels(
+        Image.merge("RGB", [ImageChops.add(top, low) for top, low in zip(colour, under, strict=True)])
+    )
 
 
-def _hides(opaque: Array, colour: Array, alpha: Array) -> bool:
-    """Whether the pixels that alpha hides show more than one colour."""
-    hidden = opaque.astype(np.float32) - colour  # what alpha takes away
-    weight = 1.0 - alpha.astype(np.float32) / 255.0
-    mean = hidden.sum((0, 1)) / max(float(weight.sum()), 1e-6)
-    return bool((np.abs(hidden - mean * weight).max(2) > HIDDEN_TOLERANCE).mean() > HIDDEN_AREA)
-
-
-def _composite(colour: Array, alpha: Array, background: tuple[int, int, int]) -> Array:
-    """Put premultiplied colour over a background, rounded."""
-    under = (255 - alpha.astype(np.uint32)) * np.asarray(background, np.uint32)
-    over: Array = np.minimum(colour + (under + 127) // 255, 255).astype(np.uint8)
-    return over
-
-
-def scaled(box: Box, scale: float) -> Box:
-    """Move a box into a picture decoded at a scale."""
-    left, top, right, bottom = box
-    return left * scale, top * scale, right * scale, bottom * scale
+def _hides(opaque: Array, premultiplied: Array) -> bool:
+    """Whether the pixels that alpha hides show more than one colour; every second row and column will do."""
+    colour, alpha = (
+        premultiplied[::2, ::2, :3].astype(np.float32),
+        premultiplied[::2, ::2, 3].astype(np.float32),
+    )
+    taken = opaque[::2, ::2] - colour  # what alpha takes away
+    weight = 1 - alpha / 255
+    shown = np.zeros(weight.shape, bool)
+    for channel in range(3):
+        one_colour = taken[:, :, channel].sum() / max(float(weight.sum()), 1e-6)
+        shown |= np.abs(taken[:, :, channel] - one_colour * weight) > HIDDEN_TOLERANCE
+    return bool(shown.mean() > HIDDEN_AREA)
 
 
 def _target(spec: ImageSpec, orientation: int) -> tuple[int, int]:

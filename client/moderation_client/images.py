@@ -9,6 +9,7 @@ with exactly one Pillow plugin), `_image_modes` (colour modes to 8 bits), `_imag
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ class ImageLimits:
     """Frames or pages that a file may have at all."""
     max_frames: int = 16
     """Frames or pages looked at."""
-    max_views: int = 32
+    max_views: int = 48
     """Views an image may give, over frames x tiles x backgrounds: what the model is asked for one image at most."""
     max_decoded_pixels: int = 256_000_000
     """Frames times pixels that may be decoded to get at the frames looked at."""
@@ -69,16 +70,10 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         """Check the values. Raises ContractError that names the field."""
-        for name in (
-            "max_bytes",
-            "max_pixels",
-            "max_side_ratio",
-            "max_file_frames",
-            "max_frames",
-            "max_views",
-        ):
-            if getattr(self, name) < 1:
-                raise ContractError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "formats" and not value >= 1:
+                raise ContractError(f"{field.name} must be at least 1, got {value}")
         unknown = sorted(set(self.formats) - set(FORMATS))
         if unknown or not self.formats:
             raise ContractError(
