@@ -13,6 +13,9 @@ TOKEN_HEADER = "moderation-admin"  # noqa: S105  # the header's name
 RESTRICTED = ("model-repository", "statistics", "trace", "logging", "shared-memory")
 """Calls that need the token. Inference, health, metadata and the read-only model configuration do not."""
 
+_NO_GPU = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
+"""The wheel's server has no GPU backends; without these it complains of missing drivers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
@@ -63,6 +66,7 @@ def server_command(config: ServerConfig, launch: Launch) -> list[str]:
         f"--metrics-port={launch.ports.metrics}",
         f"--log-verbose={config.log_verbose}",
         "--log-format=ISO8601",
+        *(_NO_GPU if launch.installation.embedded else ()),
         *config.extra_args,
     ]
 

@@ -48,6 +48,10 @@ class ServerConfig:
     """How long models may take to load."""
     exit_timeout_s: float = 30.0
     """How long requests that are running may take to finish when the server is stopped."""
+    cpu_cores: tuple[int, ...] = ()
+    """Processor cores that the server may use; empty is all that we may use."""
+    gpu: int | None = None
+    """The one GPU that the server may use; None is all."""
     extra_args: tuple[str, ...] = ()
     """Further arguments for tritonserver, as they are."""
 

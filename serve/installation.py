@@ -148,6 +148,11 @@ def check_host(installation: Installation, host: str) -> None:
         )
 
 
+def default_config_name(found: Installation) -> str:
+    """Which configuration of a model to use: `gpu` where the server can use one, else `cpu`."""
+    return "gpu" if not found.embedded and Path("/proc/driver/nvidia/version").exists() else "cpu"
+
+
 def server_environment(installation: Installation) -> dict[str, str]:
     """Environment for tritonserver: this Python's packages for the stub, the wheel's libraries for the loader."""
     environment = {key: value for key, value in os.environ.items() if key not in {"PYTHONHOME", "PYTHONPATH"}}

@@ -7,6 +7,7 @@ that lives as long as this process.
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -15,17 +16,24 @@ from concurrent.futures import ThreadPoolExecutor
 
 # Runs between fork and exec in a fresh, single-threaded interpreter: `preexec_fn` is not safe in a program with threads.
 _SHIM = f"""
-import ctypes, os, sys
+import ctypes, os, resource, sys
 ctypes.CDLL(None).prctl(1, {int(signal.SIGKILL)})
 if os.getppid() != int(sys.argv[1]):
     sys.exit("parent ended")
-os.execv(sys.argv[2], sys.argv[2:])
+if sys.argv[2]:
+    os.sched_setaffinity(0, map(int, sys.argv[2].split(",")))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection is a descriptor
+os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], parent_pid: int) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], environment: Mapping[str, str], cpu_cores: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own (Ctrl-C reaches us, not it), output and errors in one pipe."""
-    arguments = [sys.executable, "-I", "-S", "-c", _SHIM, str(parent_pid), *command]
+    cores = ",".join(map(str, cpu_cores))
+    arguments = [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), cores, *command]
     return _starter().submit(_popen, arguments, environment).result()
 
 

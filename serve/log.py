@@ -19,10 +19,13 @@ _LINE = re.compile(
 )
 _SEVERITIES = {"I": "info", "W": "warning", "E": "error", "F": "fatal", "V": "verbose"}
 _REFUSALS = (
-    re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)$"),
-    re.compile(r"[Pp]oll failed for model directory '(?P<model>[^']+)': (?P<reason>.*)$"),
-    re.compile(r"failed to load model '(?P<model>[^']+)': (?P<reason>.*)$"),
+    re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)$", re.DOTALL),
+    re.compile(r"[Pp]oll failed for model directory '(?P<model>[^']+)': (?P<reason>.*)$", re.DOTALL),
+    re.compile(r"failed to load model '(?P<model>[^']+)': (?P<reason>.*)$", re.DOTALL),
 )
+_PARSE_ERROR = re.compile(r"Error parsing text-format inference\.ModelConfig: (?P<reason>.*)$")
+_STUB_NOISE = re.compile(r"^(Internal: )?(TritonModelException: )?")
+_NOT_ERRORS = ("CudaDriverHelper has not been initialized",)
 _SOCKET_IN_USE = re.compile(r"[Ss]ocket '[^']*:(?P<port>\d+)' already in use")
 _NUM_LINES_KEPT = 4000
 
@@ -55,11 +58,18 @@ class LogReader:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").rstrip("\n")
                 self._lines.append(line)
-                if self._file is not None and not self._file.closed:
-                    self._file.write(line + "\n")
-                    self._file.flush()
-                for sink in self._sinks:
-                    sink(line)
+                self._pass_on(line)
+
+    def _pass_on(self, line: str) -> None:
+        """Write and forward a line; a full disk or a closed terminal must not block the server's output."""
+        try:
+            if self._file is not None and not self._file.closed:
+                self._file.write(line + "\n")
+                self._file.flush()
+            for sink in self._sinks:
+                sink(line)
+        except OSError as error:
+            self._lines.append(f"this line could not be passed on: {error}")
 
 
 def as_json(line: str) -> str:
@@ -78,16 +88,20 @@ def as_json(line: str) -> str:
 
 
 def load_failures(lines: Iterable[str]) -> dict[str, str]:
-    """Model name -> why it was refused, in the server's words."""
+    """Model name -> why it was refused, in the server's words; for a file that does not parse also where."""
     reasons: dict[str, str] = {}
-    kept = list(lines)
-    for position, line in enumerate(kept):
+    parse_error = ""
+    for line in lines:
+        parsed = _PARSE_ERROR.search(line)
+        if parsed is not None:
+            parse_error = parsed["reason"]  # the parser speaks just before the server names the model
         text = _message(line)
         for refusal in _REFUSALS:
             found = refusal.search(text)
-            if found is not None and not reasons.get(Path(found["model"]).name):
-                reason = found["reason"].strip() or _continued(kept[position + 1 :])
-                reasons[Path(found["model"]).name] = reason
+            if found is not None:
+                reason = _reason(found["reason"])
+                reasons.setdefault(found["model"], f"{reason} ({parse_error})" if parse_error else reason)
+                parse_error = ""
     return reasons
 
 
@@ -96,10 +110,17 @@ def sockets_in_use(lines: Iterable[str]) -> list[int]:
     return [int(found["port"]) for found in map(_SOCKET_IN_USE.search, lines) if found is not None]
 
 
+def lacks_shared_memory(lines: Iterable[str]) -> bool:
+    """Whether the Python backend could not get or grow its shared memory."""
+    said = [line.lower() for line in lines]
+    return any("shared memory" in line and ("unable" in line or "failed" in line) for line in said)
+
+
 def errors(lines: Iterable[str]) -> list[str]:
     """Messages of severity error or worse."""
     matches = filter(None, map(_LINE.match, lines))
-    return [_unquoted(found["message"]) for found in matches if found["severity"] in "EF"]
+    said = [_unquoted(found["message"]) for found in matches if found["severity"] in "EF"]
+    return [message for message in said if not message.startswith(_NOT_ERRORS)]
 
 
 def _message(line: str) -> str:
@@ -107,14 +128,10 @@ def _message(line: str) -> str:
     return _unquoted(found["message"]) if found is not None else line
 
 
-def _continued(following: list[str]) -> str:
-    """Join a message that goes on for several lines, up to the next one with a head."""
-    parts = []
-    for line in following:
-        if _LINE.match(line):
-            break
-        parts.append(line.strip())
-    return " ".join(parts).strip().strip('"')
+def _reason(text: str) -> str:
+    """Drop the stub's traceback and the repetitions of a reason that holds for every instance."""
+    head = _STUB_NOISE.sub("", text.split("\n\nAt:", maxsplit=1)[0]).strip().rstrip(";")
+    return "; ".join(dict.fromkeys(part.strip() for part in head.split(";")))
 
 
 def _unquoted(message: str) -> str:

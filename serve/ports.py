@@ -50,6 +50,14 @@ def in_use(purpose: str, host: str, port: int, error: OSError | None = None) -> 
     )
 
 
+def lost(config: ServerConfig, ports: Ports, port: int) -> PortInUseError:
+    """Describe a port that somebody took between our choosing it and the server's listening on it."""
+    for purpose in ("http", "grpc", "metrics"):
+        if getattr(ports, purpose) == port:
+            return in_use(purpose, config.host, port)
+    return in_use("grpc", config.host, port)
+
+
 def _holder(port: int) -> str:
     """` (held by NAME, process PID)` when the system tells."""
     try:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import signal
+import contextlib
+import logging
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 import httpx
 import psutil
 
-from serve import installation, launch, log, ports, repository
+from serve import installation, launch, log, ports, preflight, repository
+from serve.admin import Admin
 from serve.command import TOKEN_HEADER, Launch, Ports, server_command
 from serve.config import ServerConfig
-from serve.errors import ModelLoadError, RepositoryError, ServerDiedError, ServerStartError
+from serve.errors import (
+    AdminError,
+    ModelLoadError,
+    PortInUseError,
+    ResourceError,
+    ServerDiedError,
+    ServerStartError,
+)
+from serve.preflight import token
 from serve.workspace import Workspace
+
+logger = logging.getLogger("serve")
 
 _NUM_ATTEMPTS = 3
 _POLL_S = 0.05
 _NUM_TAIL_LINES = 30
+_EXIT_S = 0.5  # without models there is nothing to wait for but idle connections
 
 
 class TritonServer:
@@ -41,6 +51,7 @@ class TritonServer:
         self.repository = config.repository
         self.models: tuple[str, ...] = ()
         self._on_log = on_log
+        self._started = False
         self._process: subprocess.Popen[bytes] | None = None
         self._workspace: Workspace | None = None
         self._reader: log.LogReader | None = None
@@ -58,26 +69,40 @@ class TritonServer:
 
     def start(self) -> None:
         """Start, and wait until every model is ready. Raises ServeError."""
-        found = installation.find_server(self.config.server)
-        installation.check_host(found, self.config.host)
-        installation.check_host(found, self.config.metrics_host)
-        self.models = repository.models(self.config.repository, self.config.load_models)
         for attempt in range(_NUM_ATTEMPTS):
             try:
-                self._start_once(found)
+                found = self._check()
+                self._workspace = Workspace()
+                self.token, self.token_file = token(self.config.token_file, self._workspace.path)
+                self.ports: Ports = ports.choose_ports(self.config)
+                self._launch(found, self._workspace)
                 return
-            except _PortLostError as error:
-                self.stop()
-                if attempt == _NUM_ATTEMPTS - 1:
-                    raise ports.in_use("http or grpc", self.config.host, error.port) from error
+            except PortInUseError as error:
+                self.stop(timeout_s=0)
+                chosen = getattr(self.config, f"{error.purpose}_port", 0)
+                if chosen or attempt == _NUM_ATTEMPTS - 1:
+                    raise  # a free port that was lost to somebody quicker is chosen anew, a wanted one is not
             except BaseException:
-                self.stop()
+                self.stop(timeout_s=0)
                 raise
 
-    def _start_once(self, found: installation.Installation) -> None:
-        self._workspace = workspace = Workspace()
-        self.token, self.token_file = _token(self.config.token_file, workspace.path)
-        self.ports: Ports = ports.choose_ports(self.config)
+    def restart(self) -> None:
+        """Start again at once after the server ended: same addresses, same token. Raises ServeError."""
+        assert self._workspace is not None
+        found = self._check()
+        self._end_process(0.0)
+        self._workspace.clear()
+        self._launch(found, self._workspace)
+
+    def _check(self) -> installation.Installation:
+        """Find the server, and look at everything that can be known to fail before it is started."""
+        found = installation.find_server(self.config.server)
+        preflight.check(self.config, found)
+        self.models = repository.models(self.config.repository, self.config.load_models)
+        return found
+
+    def _launch(self, found: installation.Installation, workspace: Workspace) -> None:
+        """Run tritonserver and wait until it is ready."""
         command = server_command(
             self.config,
             Launch(
@@ -87,15 +112,19 @@ class TritonServer:
                 token=self.token,
                 ports=self.ports,
                 models=self.models,
-                model_config_name=self.config.model_config_name or _default_config_name(found),
+                model_config_name=self.config.model_config_name or installation.default_config_name(found),
             ),
         )
-        self._process = launch.start(command, installation.server_environment(found), os.getpid())
+        environment = installation.server_environment(found)
+        if self.config.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(self.config.gpu)
+        self._process = launch.start(command, environment, self.config.cpu_cores)
         assert self._process.stdout is not None
         file = self.config.log_file or workspace.path / "server.log"
         sinks = () if self._on_log is None else (self._on_log,)
         self._reader = log.LogReader(self._process.stdout, file=file, sinks=sinks)
         self._wait_until_ready()
+        self._started = True
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
@@ -122,7 +151,11 @@ class TritonServer:
         lines = self.log_lines()
         taken = log.sockets_in_use(lines)
         if taken:
-            return _PortLostError(taken[0])
+            return ports.lost(self.config, self.ports, taken[0])
+        if log.lacks_shared_memory(lines):
+            return ResourceError(
+                "the server ran out of shared memory: give /dev/shm more (Docker: --shm-size=1g)"
+            )
         reasons = log.load_failures(lines)
         tail = lines[-_NUM_TAIL_LINES:]
         if reasons:
@@ -180,24 +213,42 @@ class TritonServer:
         """Return the last lines of the server's log."""
         return self._reader.lines() if self._reader is not None else ()
 
-    def stop(self) -> None:
-        """Let running requests finish, end the server, remove its files and shared memory; safe to call twice."""
-        if self._process is not None:
-            _end(self._process, self.config.exit_timeout_s)
-            self._process = None
-        if self._reader is not None:
-            self._reader.close()
+    def stop(self, *, timeout_s: float | None = None) -> None:
+        """End the server and remove its files and shared memory; safe to call twice.
+
+        New requests are refused, and those that run may finish within `timeout_s` (default: the configuration's
+        `exit_timeout_s`); 0 kills at once.
+        """
+        limit_s = self.config.exit_timeout_s if timeout_s is None else timeout_s
+        if limit_s > 0 and self._started and self.process.poll() is None:
+            self._finish_requests(limit_s)
+        self._end_process(min(limit_s, _EXIT_S))
         if self._workspace is not None:
             self._workspace.close()
             self._workspace = None
 
+    def _end_process(self, timeout_s: float) -> None:
+        if self._process is not None:
+            _end(self._process, timeout_s)
+            self._process = None
+        self._started = False
+        if self._reader is not None:
+            self._reader.close()
 
-class _PortLostError(Exception):
-    """Somebody took a port between our choosing it and the server's listening on it."""
+    def _finish_requests(self, timeout_s: float) -> None:
+        """Unload every model, which waits for its requests.
 
-    def __init__(self, port: int) -> None:
-        super().__init__(port)
-        self.port = port
+        The server's own way of ending would first wait for every idle HTTP connection to be closed by its caller, up
+        to its whole time, and then drop the requests that run.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            with Admin(self.http_url, self.admin_headers, timeout_s=timeout_s) as admin:
+                for model in admin.loaded():
+                    if not admin.unload(model, timeout_s=deadline - time.monotonic()):
+                        logger.warning("model %s still had requests after %.0f s", model, timeout_s)
+        except AdminError as error:
+            logger.warning("the models were not unloaded before the end: %s", error)
 
 
 def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
@@ -206,34 +257,14 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
         children = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         children = []
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout_s + 5.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(children, timeout=2.0)
-    for child in alive:
+    if timeout_s > 0:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s)
+    process.kill()
+    process.wait()
+    for child in psutil.wait_procs(children, timeout=1.0 if timeout_s > 0 else 0.0)[1]:
         child.kill()
-
-
-def _token(file: Path | None, folder: Path) -> tuple[str, Path]:
-    """Get the admin token: the owner's, or a new one in a file that only the owner can read. Raises RepositoryError."""
-    if file is not None and file.exists():
-        token = file.read_text(encoding="utf-8").strip()
-        if not token.isalnum() or not token.isascii() or len(token) < 16:
-            raise RepositoryError(f"token file {file} must hold at least 16 letters and digits")
-        return token, file
-    token = secrets.token_hex(24)
-    target = file or folder / "token"
-    target.touch(mode=0o600)
-    target.write_text(token + "\n", encoding="utf-8")
-    return token, target
-
-
-def _default_config_name(found: installation.Installation) -> str:
-    """`gpu` where a GPU can be used, else `cpu`."""
-    return "gpu" if not found.embedded and Path("/proc/driver/nvidia/version").exists() else "cpu"
 
 
 def _answers(http: httpx.Client, path: str) -> bool:

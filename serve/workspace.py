@@ -60,6 +60,11 @@ class Workspace:
                 shutil.copytree(ours, target / ours.name, ignore=shutil.ignore_patterns("__pycache__"))
         return target
 
+    def clear(self) -> None:
+        """Remove what a server that ended left, but keep the token and the log."""
+        _remove_shared_memory(self.path)
+        shutil.rmtree(self.path / "backends", ignore_errors=True)
+
     def close(self) -> None:
         """Remove the folder and this server's shared memory; safe to call twice."""
         _remove(self.path)
@@ -106,7 +111,11 @@ def _shm_prefix(workspace_id: str) -> str:
     return f"moderation-{workspace_id}-"
 
 
-def _remove(folder: Path) -> None:
+def _remove_shared_memory(folder: Path) -> None:
     for region in SHARED_MEMORY.glob(f"{_shm_prefix(folder.name)}*"):
         region.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    _remove_shared_memory(folder)
     shutil.rmtree(folder, ignore_errors=True)

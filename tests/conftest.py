@@ -35,9 +35,12 @@ def repository_factory(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def triton(repository: Path) -> Iterator[TritonServer]:
     """Run a server on the small repository; shared, so never stop or change it."""
-    config = ServerConfig(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
-    with TritonServer(config) as server:
+    server = TritonServer(ServerConfig(repository=repository, http_port=0, grpc_port=0, metrics_port=0))
+    try:
+        server.start()
         yield server
+    finally:
+        server.stop(timeout_s=0)  # a clean exit has tests of its own
 
 
 @pytest.fixture
@@ -48,6 +51,8 @@ def start_triton() -> Iterator[StartServer]:
         def start(repository: Path, **options: Any) -> TritonServer:
             free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "exit_timeout_s": 5.0}
             server = TritonServer(ServerConfig(repository=repository, **{**free, **options}))
-            return running.enter_context(server)
+            running.callback(server.stop, timeout_s=0)  # what a test wants of a clean exit it asks for itself
+            server.start()
+            return server
 
         yield start

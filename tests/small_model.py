@@ -19,9 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from moderation_client.contract import (
+    ENCODED_INPUT,
+    ENCODED_MODEL_NAME,
     IMAGE_INPUT,
     MODEL_NAME,
     SCORES_OUTPUT,
+    VERDICT_OUTPUT,
     ImageSpec,
     ModelSpec,
     policy_parameter,
@@ -109,6 +112,18 @@ def small_config(*, max_batch_size: int = 8, num_instances: int = 1, max_queue_d
     return config
 
 
+def encoded_config(*, num_instances: int = 1, max_queue_size: int = 256) -> Any:
+    """Triton configuration of `moderation_encoded`, as the export writes it."""
+    config = pb.ModelConfig(name=ENCODED_MODEL_NAME, backend="moderation_encoded", max_batch_size=8)
+    config.input.add(name=ENCODED_INPUT, data_type=pb.TYPE_STRING, dims=[1])
+    config.output.add(name=SCORES_OUTPUT, data_type=pb.TYPE_FP32, dims=[len(LABELS)])
+    config.output.add(name=VERDICT_OUTPUT, data_type=pb.TYPE_STRING, dims=[1])
+    config.instance_group.add(count=num_instances, kind=pb.ModelInstanceGroup.KIND_CPU)
+    queue = config.dynamic_batching.default_queue_policy
+    queue.max_queue_size = max_queue_size
+    return config
+
+
 def add_version(repository: Path, version: int, *, steepness: float = STEEPNESS) -> Path:
     """Write version `version` of the model with its manifest and spec; the version's folder."""
     folder = repository / MODEL_NAME / str(version)
@@ -131,8 +146,10 @@ def write_config(repository: Path, config: Any, *, versions: tuple[int, ...] = (
     return path
 
 
-def build_repository(repository: Path, *, config: Any | None = None) -> Path:
-    """Write a whole repository with version 1 of the model; its path."""
+def build_repository(repository: Path, *, config: Any | None = None, encoded: Any | None = None) -> Path:
+    """Write a whole repository with version 1 of the model and `moderation_encoded`; its path."""
     add_version(repository, 1)
     write_config(repository, config if config is not None else small_config())
+    write_config(repository, encoded if encoded is not None else encoded_config())
+    (repository / ENCODED_MODEL_NAME / "1").mkdir()
     return repository

@@ -1,0 +1,81 @@
+"""Repository control of a running server, over HTTP and with the token: load, unload, reload, and what is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+import httpx
+
+from moderation_client.contract import MODEL_NAME
+from serve.errors import AdminError
+
+_POLL_S = 0.05
+
+
+class Admin:
+    """Calls of Triton's model-repository extension. Use as a context manager."""
+
+    def __init__(self, http_url: str, headers: Mapping[str, str], *, timeout_s: float = 60.0) -> None:
+        """`headers` are `TritonServer.admin_headers`."""
+        # An idle connection would hold up the server's exit: none is kept.
+        self._http = httpx.Client(
+            base_url=f"http://{http_url}",
+            headers={**headers, "Connection": "close"},
+            timeout=timeout_s,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Admin:
+        """Open."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self._http.close()
+
+    def loaded(self) -> list[str]:
+        """Names of the models that have a ready version, those that others call last. Raises AdminError."""
+        index = self._post("/v2/repository/index").json()
+        names = {each["name"] for each in index if each.get("state") == "READY"}
+        return sorted(names, key=lambda name: (name == MODEL_NAME, name))
+
+    def states(self, model: str) -> dict[str, str]:
+        """Version -> READY, LOADING, UNLOADING, UNAVAILABLE. Raises AdminError."""
+        index = self._post("/v2/repository/index").json()
+        return {each.get("version", ""): each.get("state", "") for each in index if each["name"] == model}
+
+    def load(self, model: str) -> None:
+        """Load a model, or load it again when its files changed. Raises AdminError with the server's reason."""
+        self._post(f"/v2/repository/models/{model}/load")
+
+    def unload(self, model: str, *, timeout_s: float = 0.0) -> bool:
+        """Take no new requests for a model; whether those that ran are finished within `timeout_s`. Raises AdminError."""
+        deadline = time.monotonic() + timeout_s
+        self._post(f"/v2/repository/models/{model}/unload")
+        while set(self.states(model).values()) - {"UNAVAILABLE", ""}:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def reload(self, model: str) -> None:
+        """Replace every instance of a model by a new one. Raises AdminError with the server's reason.
+
+        `load` alone does nothing when no file has changed. Unloading is not waited for: an instance that died with a
+        request in its hands never finishes it.
+        """
+        self.unload(model)
+        self.load(model)
+
+    def _post(self, path: str) -> httpx.Response:
+        try:
+            response = self._http.post(path)
+        except httpx.HTTPError as error:
+            raise AdminError(f"{path}: {error}") from error
+        if response.status_code != httpx.codes.OK:
+            raise AdminError(f"{path}: {response.text.strip() or response.status_code}")
+        return response

@@ -1,0 +1,60 @@
+"""A health endpoint that tells the truth: `/ready` is 200 only while every model answers its golden question correctly.
+
+Triton's own `/v2/health/ready` stays 200 with every model process dead; load balancers should ask here.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from serve.errors import PortInUseError
+from serve.ports import in_use
+
+Problems = Mapping[str, str]
+
+
+class HealthServer:
+    """Answers `GET /live` and `GET /ready` on a thread until closed."""
+
+    def __init__(self, host: str, port: int, problems: Callable[[], Problems]) -> None:
+        """Listen; port 0 picks a free one. `problems` gives what is not ready and why. Raises PortInUseError."""
+        try:
+            self._server = ThreadingHTTPServer((host, port), _handler(problems))
+        except OSError as error:
+            raise _port_error(host, port, error) from error
+        self._server.daemon_threads = True
+        self.url = f"{host}:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _port_error(host: str, port: int, error: OSError) -> PortInUseError:
+    return in_use("health", host, port, error)
+
+
+def _handler(problems: Callable[[], Problems]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        """One connection; a caller who sends nothing is dropped."""
+
+        timeout = 5.0
+
+        def do_GET(self) -> None:  # the base class calls it so
+            """Answer."""
+            found = dict(problems()) if self.path == "/ready" else {}
+            known = self.path in {"/ready", "/live"}
+            self.send_response((503 if found else 200) if known else 404)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps({"ready": not found, "problems": found}).encode() if known else b"{}")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing: a question every second is no news."""
+
+    return Handler

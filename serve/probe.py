@@ -1,0 +1,166 @@
+"""Whether a model answers correctly: it is asked about a golden picture, and the scores are compared with the known ones.
+
+A version that was published with `golden.npz` (arrays `image` uint8 [N, H, W, 3] and `scores` float32 [N, num_labels])
+is held to it. One without must go on giving the scores that it gave first. "The server is ready" is not enough: it says
+so with every model process dead.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from moderation_client.contract import ENCODED_INPUT, IMAGE_INPUT, SCORES_OUTPUT, VERDICT_OUTPUT
+
+GOLDEN = "golden.npz"
+_TOLERANCE = 0.02  # INT8 kernels differ a little between processors
+_WHITE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
+)
+_BUSY = ("exceeds maximum queue size", "timeout expired")
+
+
+class Answer(enum.Enum):
+    """What came of one golden question."""
+
+    CORRECT = "correct"
+    BUSY = "busy"
+    """Refused because the queue is full: overloaded, but alive."""
+    SILENT = "no answer in time"
+    FAILED = "failed"
+    WRONG = "wrong scores"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An answer and what was said."""
+
+    answer: Answer
+    detail: str = ""
+
+
+class Prober:
+    """Asks the models of one server. Not for use by several threads at once."""
+
+    def __init__(self, http_url: str, repository: Path, *, timeout_s: float) -> None:
+        """`http_url` is `TritonServer.http_url`."""
+        self._base = f"http://{http_url}/v2/models"
+        self._repository = repository
+        self._timeout_s = timeout_s
+        self._first: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._inputs: dict[str, dict[str, Any]] = {}
+
+    def ask(self, model: str) -> Finding:
+        """Ask one model."""
+        try:
+            tensor = self._input(model)
+            if tensor is None:
+                response = self._request("GET", f"/{model}/ready")
+                return Finding(Answer.CORRECT if response.status_code == httpx.codes.OK else Answer.FAILED)
+            encoded = tensor["name"] == ENCODED_INPUT
+            return self._encoded(model) if encoded else self._pixels(model, tensor)
+        except httpx.TimeoutException:
+            return Finding(Answer.SILENT, f"no answer within {self._timeout_s:g} s")
+        except httpx.HTTPError as error:
+            return Finding(Answer.FAILED, str(error))
+
+    def _input(self, model: str) -> dict[str, Any] | None:
+        """The input that a golden picture goes into; None for a model of another kind."""
+        if model not in self._inputs:
+            config = self._request("GET", f"/{model}/config")
+            if config.status_code != httpx.codes.OK:
+                raise httpx.HTTPError(config.text)
+            self._inputs[model] = {each["name"]: each for each in config.json()["input"]}
+        names = self._inputs[model]
+        return names.get(ENCODED_INPUT) or names.get(IMAGE_INPUT)
+
+    def _pixels(self, model: str, tensor: dict[str, Any]) -> Finding:
+        dims = [int(dim) for dim in tensor["dims"]]
+        if min(dims) < 1:
+            return Finding(Answer.CORRECT, "its input size is free: not asked")
+        golden = self._golden(model, dims)
+        images, known = golden if golden is not None else (_gradient(dims), None)
+        response = self._infer(
+            model, IMAGE_INPUT, "UINT8", list(images.shape), images.tobytes(), SCORES_OUTPUT
+        )
+        if response.status_code != httpx.codes.OK:
+            return _refused(response)
+        body = response.json()
+        output = body["outputs"][0]
+        scores = np.array(output["data"], dtype=np.float32).reshape(output["shape"])
+        key = (model, str(body["model_version"]))
+        expected = known if known is not None else self._first.setdefault(key, scores)
+        if scores.shape == expected.shape and bool(np.all(np.abs(scores - expected) <= _TOLERANCE)):
+            return Finding(Answer.CORRECT)
+        return Finding(
+            Answer.WRONG, f"version {key[1]} scored {scores.tolist()}, expected {expected.tolist()}"
+        )
+
+    def _encoded(self, model: str) -> Finding:
+        item = len(_WHITE_PIXEL).to_bytes(4, "little") + _WHITE_PIXEL
+        response = self._infer(model, ENCODED_INPUT, "BYTES", [1, 1], item, VERDICT_OUTPUT)
+        if response.status_code != httpx.codes.OK:
+            return _refused(response)
+        error = json.loads(response.json()["outputs"][0]["data"][0])["error"]
+        if error is None:
+            return Finding(Answer.CORRECT)
+        busy = error["code"] in {"overloaded", "deadline_exceeded"}
+        return Finding(Answer.BUSY if busy else Answer.FAILED, error["message"])
+
+    def _golden(self, model: str, dims: list[int]) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+        """Golden picture of the newest version in the repository, when it was published with one."""
+        folder = self._repository / model
+        numbers = sorted((int(each.name) for each in folder.iterdir() if each.name.isdigit()), reverse=True)
+        path = folder / str(numbers[0]) / GOLDEN if numbers else None
+        if path is None or not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            images, scores = arrays["image"][:1], arrays["scores"][:1]
+        return (images, scores) if list(images.shape[1:]) == dims else None
+
+    def _infer(
+        self, model: str, name: str, datatype: str, shape: list[int], data: bytes, output: str
+    ) -> httpx.Response:
+        """Triton's binary form for the input, JSON for the output."""
+        head: dict[str, Any] = {
+            "inputs": [
+                {
+                    "name": name,
+                    "datatype": datatype,
+                    "shape": shape,
+                    "parameters": {"binary_data_size": len(data)},
+                }
+            ],
+            "outputs": [{"name": output}],
+        }
+        text = json.dumps(head).encode()
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        return self._request("POST", f"/{model}/infer", content=text + data, headers=headers)
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {
+            **options.pop("headers", {}),
+            "Connection": "close",
+        }  # an idle one would hold up the server's exit
+        with httpx.Client(timeout=self._timeout_s, trust_env=False) as http:
+            return http.request(method, self._base + path, headers=headers, **options)
+
+
+def _gradient(dims: list[int]) -> NDArray[np.uint8]:
+    """One picture [1, *dims] with every value in it."""
+    values = np.arange(int(np.prod(dims)), dtype=np.uint64) * 255 // max(1, int(np.prod(dims)) - 1)
+    return values.astype(np.uint8).reshape(1, *dims)
+
+
+def _refused(response: httpx.Response) -> Finding:
+    said = response.text.strip()
+    busy = any(piece in said.lower() for piece in _BUSY)
+    return Finding(Answer.BUSY if busy else Answer.FAILED, said)

@@ -1,0 +1,142 @@
+"""Keeps servers running: starts them, watches them, starts one that ended again after a pause that grows, drains them at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from serve.config import ServerConfig
+from serve.errors import ServeError, ServerDiedError
+from serve.health import HealthServer
+from serve.server import TritonServer
+from serve.watch import Watch, WatchConfig
+
+logger = logging.getLogger("serve")
+
+_FIRST_BACKOFF_S = 0.5
+_HEALTHY_AFTER_S = 60.0
+"""A server that ran so long did not end because of how it was started."""
+PORT_STEP = 10
+"""Distance between the ports of two replicas."""
+
+
+class Supervisor:
+    """One server that is kept running until `stop` is set."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        watch: WatchConfig,
+        *,
+        health_port: int,
+        on_log: Callable[[str], None] | None = None,
+    ) -> None:
+        """`health_port` 0 picks a free one. Raises PortInUseError for it."""
+        self._config = config
+        self._watch_config = watch
+        self._on_log = on_log
+        self._watch: Watch | None = None
+        self._draining = False
+        self.server: TritonServer | None = None
+        self.health = HealthServer(config.host, health_port, self.problems)
+
+    def problems(self) -> dict[str, str]:
+        """What is not ready, and why."""
+        if self._draining:
+            return {"server": "draining"}
+        return dict(self._watch.problems) if self._watch is not None else {"server": "starting"}
+
+    def start(self) -> TritonServer:
+        """Start the server. Raises ServeError."""
+        self.server = TritonServer(self._config, on_log=self._on_log)
+        self.server.start()
+        self._begin_watch(self.server)
+        return self.server
+
+    def _begin_watch(self, server: TritonServer) -> None:
+        watch = Watch(server, self._watch_config)
+        watch.check()
+        self._watch = watch
+
+    def run(self, stop: threading.Event, *, drain_s: float = 0.0) -> None:
+        """Watch until `stop`; then report unready for `drain_s`, and stop the server."""
+        backoff_s, started_at = _FIRST_BACKOFF_S, time.monotonic()
+        try:
+            while not stop.wait(self._watch_config.interval_s):
+                try:
+                    self._step()
+                except ServerDiedError as error:
+                    if time.monotonic() - started_at > _HEALTHY_AFTER_S:
+                        backoff_s = _FIRST_BACKOFF_S
+                    logger.error("%s; starting it again in %.1f s", error, backoff_s)
+                    self._watch = None
+                    if stop.wait(backoff_s):
+                        break
+                    backoff_s = min(2 * backoff_s, self._watch_config.max_backoff_s)
+                    started_at = time.monotonic()
+        finally:
+            self._drain(stop, drain_s)
+
+    def _step(self) -> None:
+        """Look at the running server, or start it again. Raises ServerDiedError when there is none afterwards."""
+        assert self.server is not None
+        if self._watch is not None:
+            self._watch.check()
+            return
+        try:
+            self.server.restart()
+            self._begin_watch(self.server)
+        except ServerDiedError:
+            raise
+        except ServeError as error:
+            raise ServerDiedError(str(error), exit_code=None) from error
+        logger.info("tritonserver runs again as process %d", self.server.pid)
+
+    def _drain(self, stop: threading.Event, drain_s: float) -> None:
+        self._draining = True
+        if drain_s and stop.is_set() and self.server is not None:
+            logger.info("draining for %g s before requests are refused", drain_s)
+            time.sleep(drain_s)
+        self.close()
+
+    def close(self) -> None:
+        """Stop the server and the health endpoint; safe to call twice."""
+        self._draining = True
+        if self.server is not None:
+            self.server.stop()
+            self.server = None
+        self.health.close()
+
+
+def replica_configs(config: ServerConfig, num_replicas: int) -> list[ServerConfig]:
+    """Configurations of several servers on one machine: ports `PORT_STEP` apart, the processor cores shared out evenly.
+
+    One server gets no cores of its own. GPUs are given out one each, round, where there are any.
+    """
+    if num_replicas == 1:
+        return [config]
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // num_replicas
+    num_gpus = sum(1 for path in Path("/dev").glob("nvidia[0-9]*"))
+    return [
+        dataclasses.replace(
+            config,
+            http_port=stepped(config.http_port, index),
+            grpc_port=stepped(config.grpc_port, index),
+            metrics_port=stepped(config.metrics_port, index),
+            cpu_cores=tuple(cores[index * each : (index + 1) * each]),
+            gpu=index % num_gpus if num_gpus else None,
+            log_file=config.log_file and config.log_file.with_stem(f"{config.log_file.stem}-{index}"),
+        )
+        for index in range(num_replicas)
+    ]
+
+
+def stepped(port: int, index: int) -> int:
+    """Port of a replica; 0 stays "a free one"."""
+    return port + PORT_STEP * index if port else 0

@@ -1,0 +1,158 @@
+"""Watches a running server as it cannot watch itself: dead model processes, silent models, wrong answers; and repairs them.
+
+Triton goes on saying "ready" when the process behind a Python model has died, and never starts it again. Here such a process
+is seen within `interval_s`, its model is reported unready and loaded again. A model that fails the golden question twice in a
+row, or gives no answer three times, is loaded again too; one that somebody unloaded is reported and left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import psutil
+
+from serve.admin import Admin
+from serve.errors import AdminError, ServerDiedError
+from serve.probe import Answer, Prober
+from serve.server import TritonServer
+
+logger = logging.getLogger("serve")
+
+_PATIENCE = {Answer.FAILED: 2, Answer.WRONG: 2, Answer.SILENT: 3}
+"""So many in a row, and the model is loaded again."""
+_LINGER_S = 3.0
+"""Processes of an instance that was replaced may take so long to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """How closely a server is watched."""
+
+    interval_s: float = 0.25
+    """Time between two looks at the server's processes."""
+    probe_interval_s: float = 5.0
+    """Time between two golden questions to every model; one follows every repair at once."""
+    probe_timeout_s: float = 2.0
+    """Time a golden question may take."""
+    max_backoff_s: float = 30.0
+    """Longest pause before a server that keeps ending is started again; the first is half a second."""
+
+    def __post_init__(self) -> None:
+        """Check the values. Raises ValueError that names the field."""
+        for name in ("interval_s", "probe_interval_s", "probe_timeout_s", "max_backoff_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+class Watch:
+    """The watch over one started server; call `check` every `interval_s`."""
+
+    def __init__(self, server: TritonServer, config: WatchConfig) -> None:
+        """Begin: models count as unready until they have answered."""
+        self._server = server
+        self._config = config
+        self._prober = Prober(server.http_url, server.repository, timeout_s=config.probe_timeout_s)
+        self._processes: dict[int, str] = {}
+        self._abandoned: dict[int, float] = {}
+        self._suspects: set[int] = set()
+        self._strikes: Counter[str] = Counter()
+        self._probed_at = float("-inf")
+        self.problems: dict[str, str] = dict.fromkeys(server.models, "not asked yet")
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model answered its golden question when it was asked last, and no process has died since."""
+        return not self.problems
+
+    def check(self) -> None:
+        """Look once, and repair what is broken. Raises ServerDiedError when the server itself has ended."""
+        code = self._server.process.poll()
+        if code is not None:
+            self.problems = dict.fromkeys(self._server.models, "the server ended")
+            raise ServerDiedError(
+                f"tritonserver (process {self._server.pid}) ended with exit code {code}", exit_code=code
+            )
+        for model in sorted(self._dead_models()):
+            self._repair(model, "its process died")
+        if time.monotonic() - self._probed_at >= self._config.probe_interval_s:
+            self._probed_at = time.monotonic()
+            for model in self._server.models:
+                self._probe(model)
+
+    def _dead_models(self) -> set[str]:
+        """Models with a process that has ended and that the server has not noticed (it would have collected it)."""
+        dead = set()
+        for process in psutil.Process(self._server.pid).children():
+            try:
+                status = process.status()
+                if status != psutil.STATUS_ZOMBIE:
+                    self._processes.setdefault(process.pid, _model_of(process, self._server))
+                    self._end_if_abandoned(process)
+                elif process.pid in self._suspects and process.pid not in self._abandoned:
+                    # Seen twice: one look can fall between the regular end of a process and its collection.
+                    dead.add(self._processes.get(process.pid, ""))
+                self._suspects.add(process.pid) if status == psutil.STATUS_ZOMBIE else None
+            except psutil.NoSuchProcess:
+                continue
+        return dead & set(self._server.models)
+
+    def _end_if_abandoned(self, process: psutil.Process) -> None:
+        """End a process of a replaced instance that its server never will."""
+        since = self._abandoned.get(process.pid)
+        if since is not None and time.monotonic() - since > _LINGER_S:
+            process.kill()
+
+    def _repair(self, model: str, why: str) -> None:
+        """Load a model again."""
+        began = time.monotonic()
+        self.problems[model] = why
+        logger.error("model %s is not ready: %s; loading it again", model, why)
+        self._abandoned |= {pid: began for pid, owner in self._processes.items() if owner == model}
+        try:
+            with Admin(self._server.http_url, self._server.admin_headers) as admin:
+                admin.reload(model)
+        except AdminError as error:
+            logger.error("model %s was not loaded: %s", model, error)
+            self.problems[model] = f"{why}, and loading it again failed: {error}"
+            return
+        self._strikes[model] = 0
+        self._probe(model)
+        if model not in self.problems:
+            logger.info("model %s is ready again after %.2f s", model, time.monotonic() - began)
+
+    def _probe(self, model: str) -> None:
+        """Ask a model, and load it again when it has failed too often."""
+        finding = self._prober.ask(model)
+        if finding.answer in {Answer.CORRECT, Answer.BUSY}:
+            if self.problems.pop(model, None) is not None:
+                logger.info("model %s is ready", model)
+            self._strikes[model] = 0
+            return
+        self._strikes[model] += 1
+        why = f"{finding.answer.value}: {finding.detail}"
+        logger.warning("model %s: golden question %s", model, why)
+        if finding.answer is not Answer.SILENT or self._strikes[model] > 1:
+            self.problems[model] = why
+        if self._strikes[model] >= _PATIENCE[finding.answer] and self._is_wanted(model):
+            self._strikes[model] = 0
+            self._repair(model, why)
+
+    def _is_wanted(self, model: str) -> bool:
+        """False when somebody unloaded it on purpose."""
+        try:
+            with Admin(self._server.http_url, self._server.admin_headers, timeout_s=5.0) as admin:
+                return "READY" in admin.states(model).values()
+        except AdminError:
+            return True
+
+
+def _model_of(process: psutil.Process, server: TritonServer) -> str:
+    """Model whose instance a stub process is: its first argument is a path inside the model's folder."""
+    arguments = process.cmdline()
+    for model in server.models:
+        if len(arguments) > 1 and f"{server.repository.resolve() / model}/" in arguments[1]:
+            return model
+    return ""
