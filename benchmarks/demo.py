@@ -108,7 +108,8 @@ def main(config: DemoConfig) -> None:
         print(f"\n=== training\nruns/{config.name} is complete and used again (--retrain trains anew)")
     run("export", "-m", "export", f"runs/{config.name}")
     print("\n=== serving\n$ python -m serve", flush=True)
-    with TritonServer(ServerConfig(repository=ROOT / "model_repository")) as server:
+    free_ports = ServerConfig(repository=ROOT / "model_repository", http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(free_ports) as server:
         print(f"the real tritonserver answers at grpc {server.grpc_url}, http {server.http_url}")
         ask(server, held_out(manifest, config.num_pictures))
         run(
