@@ -18,7 +18,8 @@ from pathlib import Path
 import tyro
 
 from moderation_client import ModerationClient, Verdict
-from serve.server import ServerConfig, TritonServer
+from serve.config import ServerConfig
+from serve.server import TritonServer
 
 ROOT = Path(__file__).resolve().parent.parent
 
