@@ -2,25 +2,202 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
 import numpy as np
+import onnxruntime as ort
+import psutil
 import pytest
-from numpy.typing import NDArray
-from tritonclient import grpc as triton_grpc
 
 from serve.server import TritonServer
-from tests.small_model import SIZE, expected_scores
+from serve.workspace import SHARED_MEMORY, sweep
+from tests.conftest import StartServer
+from tests.serving import coloured, eventually, infer
+from tests.small_model import SIZE, expected_scores, small_config
 
-
-def infer(server: TritonServer, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Scores of a batch [N, H, W, 3]."""
-    with triton_grpc.InferenceServerClient(server.grpc_url) as client:
-        tensor = triton_grpc.InferInput("image", list(pixels.shape), "UINT8")
-        tensor.set_data_from_numpy(pixels)
-        return np.asarray(client.infer("moderation", [tensor], client_timeout=20.0).as_numpy("scores"))
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 8])
 def test_served_scores_are_the_models(triton: TritonServer, num_images: int) -> None:
-    """The server's scores are those that the pictures' colours ask for, in every batch size."""
+    """Scores follow from the pictures' colours and equal those of ONNX Runtime in this process, at every batch size."""
     pixels = np.random.default_rng(num_images).integers(0, 256, (num_images, SIZE, SIZE, 3), dtype=np.uint8)
-    assert infer(triton, pixels) == pytest.approx(expected_scores(pixels), abs=1e-5)
+    served = infer(triton.grpc_url, pixels)
+    session = ort.InferenceSession(
+        str(triton.repository / "moderation" / "1" / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    assert served == pytest.approx(session.run(None, {"image": pixels})[0], abs=1e-6)
+    assert served == pytest.approx(expected_scores(pixels), abs=1e-5)
+
+
+def test_concurrent_callers_share_batches(
+    start_triton: StartServer, repository_factory: Callable[..., Path]
+) -> None:
+    """Sixteen single-image callers are answered in fewer runs than requests, each with its own picture's scores."""
+    server = start_triton(
+        repository_factory(config=small_config(max_queue_delay_us=50_000)), load_models=("moderation",)
+    )
+    levels = [16 * index for index in range(16)]
+
+    def ask(level: int) -> float:
+        return float(infer(server.grpc_url, coloured((level, 0, 0)))[0, 0])
+
+    with ThreadPoolExecutor(16) as pool:
+        scores = list(pool.map(ask, levels))
+    assert scores == pytest.approx(
+        [expected_scores(coloured((each, 0, 0)))[0, 0] for each in levels], abs=1e-5
+    )
+    metrics = httpx.get(f"http://{server.metrics_url}/metrics", trust_env=False).text
+    counts = {
+        line.split("{")[0]: float(line.split()[-1])
+        for line in metrics.splitlines()
+        if 'model="moderation"' in line
+    }
+    assert counts["nv_inference_count"] / counts["nv_inference_exec_count"] > 1.5
+
+
+def test_stop_finishes_requests_and_leaves_nothing(
+    start_triton: StartServer, repository_factory: Callable[..., Path]
+) -> None:
+    """A request that waits in the queue when the server is stopped is answered, although an idle HTTP connection is open.
+
+    Afterwards there is no process, no shared memory and no folder of it.
+    """
+    config = small_config(max_queue_delay_us=1_000_000)
+    config.dynamic_batching.preferred_batch_size.append(8)
+    server = start_triton(repository_factory(config=config), exit_timeout_s=20.0)
+    pids, prefix, folder = server.pids(), server.shm_prefix, server.token_file.parent
+    with httpx.Client(trust_env=False) as idle, ThreadPoolExecutor(1) as pool:
+        assert idle.get(f"http://{server.http_url}/v2/health/ready").status_code == 200
+        answer = pool.submit(infer, server.grpc_url, coloured((255, 0, 0)))
+        eventually(lambda: _pending(server) > 0, what="request in the queue")
+        server.stop()
+        assert answer.result(timeout=10)[0, 0] == pytest.approx(0.982, abs=1e-3)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert list(SHARED_MEMORY.glob(f"{prefix}*")) == []
+    assert not folder.exists()
+
+
+def _pending(server: TritonServer) -> float:
+    text = httpx.get(
+        f"http://{server.metrics_url}/metrics", trust_env=False, headers={"Connection": "close"}
+    ).text
+    lines = [line for line in text.splitlines() if line.startswith("nv_inference_pending_request_count")]
+    return sum(float(line.split()[-1]) for line in lines)
+
+
+@pytest.fixture
+def command(repository: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Run `python -m serve` on the small repository with free ports; killed after the test if it still runs."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        ports = [word for name in ("http", "grpc", "metrics", "health") for word in (f"--{name}-port", "0")]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve", "--repository", str(repository), *ports, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _addresses(process: subprocess.Popen[str]) -> dict[str, str]:
+    """The addresses that the command prints when it is ready."""
+    assert process.stdout is not None
+    found: dict[str, str] = {}
+    while "token" not in found:
+        line = process.stdout.readline()
+        assert line, "the command ended before it was ready"
+        words = line.split()
+        found[words[0]] = words[-1]
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_command_stops_cleanly(command: Callable[..., subprocess.Popen[str]], number: signal.Signals) -> None:
+    """`python -m serve` says where it listens, is ready, and on a signal ends with status 0 and without a trace."""
+    process = command("--load-models", "moderation")
+    addresses = _addresses(process)
+    assert infer(addresses["gRPC"], coloured((255, 0, 0)))[0, 0] == pytest.approx(0.982, abs=1e-3)
+    assert httpx.get(addresses["health"], trust_env=False).json() == {"ready": True, "problems": {}}
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any(child.name() == "tritonserver" for child in children)
+    process.send_signal(number)
+    assert process.wait(timeout=40) == 0
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    _assert_no_trace(Path(addresses["token"]).parent)
+
+
+def test_killed_command_takes_its_server_along(command: Callable[..., subprocess.Popen[str]]) -> None:
+    """After `kill -9` of the command no process is left, and the next start removes files and shared memory."""
+    process = command("--load-models", "moderation")
+    folder = Path(_addresses(process)["token"]).parent
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert folder.name in sweep()
+    _assert_no_trace(folder)
+
+
+def test_sweep_leaves_running_servers_alone(triton: TritonServer) -> None:
+    """Cleaning up after the dead does not touch the living."""
+    sweep()
+    assert triton.token_file.exists()
+    assert list(SHARED_MEMORY.glob(f"{triton.shm_prefix}*"))
+    assert infer(triton.grpc_url, coloured((0, 0, 0))).shape == (1, 3)
+
+
+def _assert_no_trace(folder: Path) -> None:
+    assert not folder.exists()
+    assert list(SHARED_MEMORY.glob(f"moderation-{folder.name}-*")) == []
+
+
+def test_server_survives_the_thread_that_started_it(repository: Path, start_triton: StartServer) -> None:
+    """A server that was started on a thread lives on when the thread ends."""
+    servers: list[TritonServer] = []
+    thread = threading.Thread(
+        target=lambda: servers.append(start_triton(repository, load_models=("moderation",)))
+    )
+    thread.start()
+    thread.join(timeout=60)
+    assert infer(servers[0].grpc_url, coloured((0, 255, 0)))[0, 1] == pytest.approx(0.982, abs=1e-3)
+
+
+def test_server_on_path_is_used(
+    repository: Path, start_triton: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tritonserver found on PATH is run with the backends that lie beside it, as in NVIDIA's container."""
+    from serve.installation import find_server
+
+    wheel = find_server("embedded")
+    root = tmp_path / "tritonserver"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(wheel.binary, root / "bin" / "tritonserver")
+    shutil.copytree(wheel.backends, root / "backends")
+    assert wheel.stub is not None
+    shutil.copy(wheel.stub, root / "backends" / "python" / "triton_python_backend_stub")
+    shutil.copytree(wheel.caches, root / "caches")
+    monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join(map(str, wheel.library_path)))
+    assert not find_server("auto").embedded
+    server = start_triton(repository, server="path")
+    assert psutil.Process(server.pid).exe() == str(root / "bin" / "tritonserver")
+    assert infer(server.grpc_url, coloured((0, 0, 255)))[0, 2] == pytest.approx(0.982, abs=1e-3)

@@ -146,4 +146,4 @@ def _policy_path(settings: Settings) -> Path | None:
         return None
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise PolicyError(f"parameter policy_file {name!r} leads out of the model's folder")
-    return Path(settings.folder) / name
+    return Path(settings.folder, name)

@@ -1,0 +1,176 @@
+"""A server is repaired when a part of it dies: Triton itself would go on saying that it is ready."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from serve.admin import Admin
+from serve.config import ServerConfig
+from serve.probe import GOLDEN, Answer, Prober
+from serve.server import TritonServer
+from serve.supervise import Supervisor, replica_configs
+from serve.watch import WatchConfig
+from tests.conftest import StartServer
+from tests.serving import coloured, eventually, infer
+from tests.small_model import add_version, expected_scores, small_config, write_config
+
+WATCH = WatchConfig(interval_s=0.1, probe_interval_s=0.5, probe_timeout_s=1.0)
+
+
+@pytest.fixture
+def supervised(repository_factory: Callable[..., Path]) -> Iterator[Supervisor]:
+    """A private server with two instances of the model, under supervision."""
+    config = ServerConfig(
+        repository=repository_factory(config=small_config(num_instances=2)),
+        load_models=("moderation",),
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+    )
+    supervisor = Supervisor(config, WATCH, health_port=0)
+    stop = threading.Event()
+    try:
+        supervisor.start()
+        thread = threading.Thread(target=supervisor.run, args=(stop,))
+        thread.start()
+        yield supervisor
+    finally:
+        stop.set()
+        if supervisor.server is not None and supervisor.server.pids():
+            os.kill(supervisor.server.pid, signal.SIGKILL)  # a clean exit has tests of its own
+        thread.join(timeout=60)
+
+
+def _status(supervisor: Supervisor) -> int:
+    return httpx.get(f"http://{supervisor.health.url}/ready", trust_env=False).status_code
+
+
+def _stubs(server: TritonServer) -> list[psutil.Process]:
+    children = psutil.Process(server.pid).children(recursive=True)
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def _wait_unready_then_ready(supervisor: Supervisor) -> None:
+    eventually(lambda: _status(supervisor) == 503, what="unready")
+    eventually(lambda: _status(supervisor) == 200, timeout_s=40, what="ready again")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_dead_model_process_is_seen_and_replaced(
+    supervised: Supervisor, caplog: pytest.LogCaptureFixture, number: signal.Signals
+) -> None:
+    """When one of a model's processes dies, the health endpoint says unready, and soon every call is answered again."""
+    caplog.set_level(logging.INFO, logger="serve")
+    assert supervised.server is not None
+    assert _status(supervised) == 200
+    before = {child.pid for child in _stubs(supervised.server)}
+    os.kill(min(before), number)
+    _wait_unready_then_ready(supervised)
+    for _ in range(6):
+        assert infer(supervised.server.grpc_url, coloured((255, 0, 0)))[0, 0] == pytest.approx(
+            0.982, abs=1e-3
+        )
+    server = supervised.server
+    eventually(lambda: not before & {child.pid for child in _stubs(server)}, what="old processes gone")
+    assert "model moderation is not ready: its process died" in caplog.text
+    assert "model moderation is ready again" in caplog.text
+
+
+def test_stopped_model_process_is_replaced(supervised: Supervisor) -> None:
+    """Processes that live but answer nothing are found by the golden question."""
+    assert supervised.server is not None
+    for child in _stubs(supervised.server):
+        child.suspend()
+    _wait_unready_then_ready(supervised)
+    assert infer(supervised.server.grpc_url, coloured((0, 255, 0)))[0, 1] == pytest.approx(0.982, abs=1e-3)
+
+
+def test_dead_server_is_started_again_at_the_same_addresses(supervised: Supervisor) -> None:
+    """When tritonserver itself is killed it comes back with the same ports and the same token."""
+    server = supervised.server
+    assert server is not None
+    addresses, token, pid = (server.grpc_url, server.http_url, server.metrics_url), server.token, server.pid
+    os.kill(pid, signal.SIGKILL)
+    _wait_unready_then_ready(supervised)
+    assert (server.grpc_url, server.http_url, server.metrics_url) == addresses
+    assert server.token_file.read_text().strip() == token
+    assert infer(server.grpc_url, coloured((0, 0, 255)))[0, 2] == pytest.approx(0.982, abs=1e-3)
+    with Admin(server.http_url, server.admin_headers) as admin:
+        assert admin.states("moderation") == {"1": "READY"}
+
+
+def test_model_that_was_unloaded_on_purpose_stays_so(supervised: Supervisor) -> None:
+    """An operator's unload is reported and not undone."""
+    server = supervised.server
+    assert server is not None
+    with Admin(server.http_url, server.admin_headers) as admin:
+        assert admin.unload("moderation", timeout_s=20)
+        eventually(lambda: _status(supervised) == 503, what="unready")
+        for _ in range(20):
+            assert set(admin.states("moderation").values()) == {"UNAVAILABLE"}
+        admin.load("moderation")
+    eventually(lambda: _status(supervised) == 200, what="ready again")
+
+
+def test_golden_question_tells_wrong_from_right(
+    start_triton: StartServer, repository_factory: Callable[..., Path]
+) -> None:
+    """A model that was published with other scores for its golden picture is found wrong; the right scores are correct."""
+    repository = repository_factory()
+    image = coloured((255, 0, 128))
+    golden = repository / "moderation" / "1" / GOLDEN
+    np.savez(golden, image=image, scores=expected_scores(image).astype(np.float32))
+    server = start_triton(repository)
+    prober = Prober(server.http_url, repository, timeout_s=5.0)
+    assert prober.ask("moderation").answer is Answer.CORRECT
+    assert prober.ask("moderation_encoded").answer is Answer.CORRECT
+    np.savez(golden, image=image, scores=1.0 - expected_scores(image).astype(np.float32))
+    assert prober.ask("moderation").answer is Answer.WRONG
+    assert prober.ask("nothing").answer is Answer.FAILED
+    server.stop(timeout_s=0)
+    assert prober.ask("moderation").answer is Answer.FAILED
+
+
+def test_new_version_is_no_wrong_answer(
+    start_triton: StartServer, repository_factory: Callable[..., Path]
+) -> None:
+    """A version with other scores that is loaded while the server runs is not mistaken for a fault."""
+    repository = repository_factory()
+    server = start_triton(repository, load_models=("moderation",))
+    prober = Prober(server.http_url, repository, timeout_s=5.0)
+    assert prober.ask("moderation").answer is Answer.CORRECT
+    add_version(repository, 2, steepness=2.0)
+    write_config(repository, small_config(), versions=(1, 2))
+    with Admin(server.http_url, server.admin_headers) as admin:
+        admin.load("moderation")
+        assert admin.states("moderation")["2"] == "READY"
+    assert prober.ask("moderation").answer is Answer.CORRECT
+
+
+def test_replicas_share_out_cores_and_ports() -> None:
+    """Replicas get ports ten apart and cores of their own; a single server keeps all."""
+    config = ServerConfig(log_file=Path("logs/triton.log"))
+    first, second = replica_configs(config, 2)
+    assert (first.http_port, second.http_port, second.grpc_port) == (8000, 8010, 8011)
+    assert second.log_file == Path("logs/triton-1.log")
+    if len(os.sched_getaffinity(0)) >= 2:
+        assert first.cpu_cores
+        assert not set(first.cpu_cores) & set(second.cpu_cores)
+    assert replica_configs(config, 1) == [config]
+
+
+def test_server_keeps_to_its_cores(start_triton: StartServer, repository: Path) -> None:
+    """A server that was given one core runs on that core only, its model processes too."""
+    core = max(os.sched_getaffinity(0))
+    server = start_triton(repository, load_models=("moderation",), cpu_cores=(core,))
+    assert [psutil.Process(pid).cpu_affinity() for pid in server.pids()] == [[core]] * len(server.pids())
