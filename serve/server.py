@@ -15,6 +15,7 @@ import psutil
 from serve import installation, launch, log, ports, preflight, repository
 from serve.admin import Admin
 from serve.command import TOKEN_HEADER, Launch, Ports, server_command
+from serve.concealment import blank_argument
 from serve.config import ServerConfig
 from serve.errors import (
     AdminError,
@@ -124,6 +125,7 @@ class TritonServer:
         sinks = () if self._on_log is None else (self._on_log,)
         self._reader = log.LogReader(self._process.stdout, file=file, sinks=sinks)
         self._wait_until_ready()
+        blank_argument(self.pid, self.token)
         self._started = True
 
     def _wait_until_ready(self) -> None:

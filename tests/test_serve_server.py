@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -143,6 +144,24 @@ def test_command_stops_cleanly(command: Callable[..., subprocess.Popen[str]], nu
     assert process.wait(timeout=40) == 0
     assert not psutil.wait_procs(children, timeout=5)[1]
     _assert_no_trace(Path(addresses["token"]).parent)
+
+
+def test_json_log_and_drain(command: Callable[..., subprocess.Popen[str]]) -> None:
+    """With `--log-format json` every line of ours and of the server's is an object; draining reports unready first."""
+    process = command("--load-models", "moderation", "--log-format", "json", "--drain-s", "1.0")
+    addresses = _addresses(process)
+    process.send_signal(signal.SIGTERM)
+    unready = eventually(
+        lambda: httpx.get(addresses["health"], trust_env=False).status_code == 503, what="draining"
+    )
+    assert unready
+    assert infer(addresses["gRPC"], coloured((255, 0, 0))).shape == (1, 3)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert {"message", "severity"} <= set.intersection(*map(set, lines))
+    sources = {each.get("source", "").split(":")[0] for each in lines}
+    assert {"serve", "model_lifecycle.cc"} <= sources
 
 
 def test_killed_command_takes_its_server_along(command: Callable[..., subprocess.Popen[str]]) -> None:
