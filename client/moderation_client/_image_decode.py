@@ -67,6 +67,8 @@ def _decode_loaded(image: Image.Image, num_frames: int, spec: ImageSpec, limits:
 def _decode_file(opened: Opened, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
     image = opened.image
     size, mode, turned = image.size, image.mode, _tiff_orientation(image)
+    if turned >= 5:
+        size = size[1], size[0]  # Pillow has swapped them already
     if opened.format == "JPEG":
         plan, looks = FramePlan(total=1, indices=[0]), [_look_at_jpeg(opened, spec, limits)]
     else:

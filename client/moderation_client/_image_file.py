@@ -153,7 +153,7 @@ def typed_errors(format: str, name: str, *, complete: bool = True) -> Iterator[N
     except Exception as error:
         # Pillow's parsers raise whatever broken bytes make them trip over.
         kind: type[InvalidImageError] = CorruptImageError
-        if "Decompressed data too large" in str(error):
+        if "too large" in str(error) or "Too much memory" in str(error):
             kind = ImageTooLargeError
         elif not complete or isinstance(error, EOFError) or "truncated" in str(error).lower():
             kind = TruncatedImageError

@@ -17,6 +17,12 @@ Array = np.ndarray[Any, Any]
 ARRAY_EXPECTED = "expected HxW, HxWx1, HxWx3 or HxWx4 of uint8, uint16 or float 0..1"
 DARK = 4096
 """16-bit grey below this is looked at stretched as well."""
+UNSEEN = 64
+"""Alpha below which a pixel can hardly be seen ..."""
+HIDDEN_LEVELS = 32
+"""... levels by which its colour must differ from the usual one of such pixels ..."""
+HIDDEN_AREA = 0.01
+"""... and the share of the picture on which it does, for it to count as hidden content."""
 CHUNK = 1 << 20
 """Numbers converted at a time."""
 
@@ -24,15 +30,16 @@ CHUNK = 1 << 20
 def to_8bit(image: Image.Image, name: str) -> tuple[Image.Image, ...]:
     """Give the picture as L, RGB or RGBA; RGBA only when some pixel is not opaque. The image itself is not changed.
 
-    A second picture is added for deep grey that only uses the lowest sixteenth of its range: shown by its rules it is
-    black, but a program that clips instead of scaling would show what is in it.
+    A second picture is added where the same numbers show something else to another program: what is painted under
+    invisible pixels, to one that drops alpha, and deep grey that only uses the lowest sixteenth of its range, to one
+    that clips instead of scaling.
     """
     mode = image.mode
     if mode.startswith("I") or mode == "F":
         return _from_deep(np.asarray(image), image.info.get("transparency"))
     if has_alpha(image):
         straight = image.convert("LA") if mode == "La" else image
-        return (_drop_opaque_alpha(straight.convert("RGBA")),)
+        return _from_alpha(straight.convert("RGBA"))
     if mode in {"L", "RGB"}:
         return (image,)
     if mode == "LAB":
@@ -45,9 +52,25 @@ def has_alpha(image: Image.Image) -> bool:
     return image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info
 
 
-def _drop_opaque_alpha(image: Image.Image) -> Image.Image:
-    lowest, _ = image.getchannel("A").getextrema()
-    return image.convert("RGB") if lowest == 255 else image
+def _from_alpha(image: Image.Image) -> tuple[Image.Image, ...]:
+    """Drop an alpha that is opaque everywhere; drop it in a second picture where it hides something."""
+    alpha = image.getchannel("A")
+    if not any(alpha.histogram()[:255]):
+        return (image.convert("RGB"),)
+    opaque = image.convert("RGB")
+    return (image, opaque) if _hides(opaque, alpha) else (image,)
+
+
+def _hides(opaque: Image.Image, alpha: Image.Image) -> bool:
+    """Whether pixels that can hardly be seen have more than one colour, on more than the edge of what can."""
+    unseen = alpha.point([255] * UNSEEN + [0] * (256 - UNSEEN))
+    counts = np.reshape(opaque.histogram(unseen), (3, 256))
+    most = counts.argmax(1)
+    odd = max(
+        int(channel.sum() - channel[max(0, level - HIDDEN_LEVELS) : level + HIDDEN_LEVELS + 1].sum())
+        for channel, level in zip(counts, most, strict=True)
+    )
+    return odd > HIDDEN_AREA * opaque.width * opaque.height
 
 
 def _from_deep(array: Array, transparent: object) -> tuple[Image.Image, ...]:
@@ -59,7 +82,9 @@ def _from_deep(array: Array, transparent: object) -> tuple[Image.Image, ...]:
     if not isinstance(transparent, int):
         return tuple(pictures)
     alpha = Image.fromarray(np.where(array == transparent, np.uint8(0), np.uint8(255)))
-    return tuple(_drop_opaque_alpha(Image.merge("LA", (grey, alpha)).convert("RGBA")) for grey in pictures)
+    return tuple(
+        way for grey in pictures for way in _from_alpha(Image.merge("LA", (grey, alpha)).convert("RGBA"))
+    )
 
 
 def _range(array: Array) -> tuple[float, float]:
@@ -135,4 +160,4 @@ def from_array(array: Array) -> tuple[Image.Image, ...]:
         image = _scale_rows(array, 0.0, 65535.0)
     else:
         image = Image.fromarray(np.ascontiguousarray(array))
-    return (_drop_opaque_alpha(image) if image.mode == "RGBA" else image,)
+    return _from_alpha(image) if image.mode == "RGBA" else (image,)

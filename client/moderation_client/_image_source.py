@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from moderation_client._errors import EmptyImageError, ImageReadError, ImageTooLargeError
 from moderation_client._image_file import sniff
@@ -115,17 +115,36 @@ def _read_pil(image: Image.Image, limits: ImageLimits) -> Encoded | Loaded:
     A loaded animation holds one frame of many: its file is judged when that is still open, else the others are known
     to be missing.
     """
-    loaded = not isinstance(image, ImageFile.ImageFile) or getattr(image, "_im", None) is not None
-    file = getattr(image, "_fp", None) or getattr(image, "fp", None)
-    readable = callable(getattr(file, "read", None)) and not getattr(file, "closed", False)
+    loaded = _is_loaded(image)
+    file = _file_of(image)
     num_frames = int(vars(image).get("n_frames", 1))
-    if not loaded and not readable:
+    if not loaded and file is None:
         raise ImageReadError("its file is closed and its pixels were never loaded", source="PIL image")
-    if readable and (not loaded or num_frames > 1 or image.format in {"GIF", "TIFF"}):
+    if file is not None and (not loaded or num_frames > 1 or image.format in {"GIF", "TIFF"}):
         taken = _read_file(file, "PIL image", limits)
         if not loaded or _num_frames(taken.data) > 1:
             return taken
     return Loaded(pixels=image, name="PIL image", num_frames=num_frames)
+
+
+def _is_loaded(image: Image.Image) -> bool:
+    """Whether an image holds pixels; asking for `image.im` or `load()` would make it load them."""
+    try:
+        return bool(image._im.mode)  # type: ignore[union-attr]
+    except (AttributeError, ValueError):  # None, or Pillow's stand-in for a closed image
+        return False
+
+
+def _file_of(image: Image.Image) -> Any:
+    """Give the file that a PIL image still holds open, if any."""
+    for name in ("_fp", "fp"):
+        file: Any = getattr(image, name, None)
+        try:
+            if callable(file.read) and not getattr(file, "closed", False):
+                return file
+        except (AttributeError, ValueError):  # None, or Pillow's stand-in for a closed file
+            continue
+    return None
 
 
 def _num_frames(data: bytes) -> int:

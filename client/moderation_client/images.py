@@ -19,7 +19,7 @@ from moderation_client.results import ImageInfo, Views
 
 if TYPE_CHECKING:
     import os
-    from typing import Any, BinaryIO, TypeAlias
+    from typing import IO, Any, TypeAlias
 
     import numpy as np
     from PIL import Image
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         | bytes
         | bytearray
         | memoryview
-        | BinaryIO
+        | IO[bytes]
         | Image.Image
         | np.ndarray[Any, Any]
     )
