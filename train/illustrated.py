@@ -14,8 +14,11 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +30,7 @@ import tyro
 
 from train.errors import DataError, TrainError
 from train.illustrated_packages import PACKAGES_FILE, Package, obtain, read_packages
-from train.illustrated_table import LABELS, TABLE_FILE, Row, read_table
+from train.illustrated_table import LABELS, SPLITS, TABLE_FILE, Row, read_table
 
 MANIFEST_COLUMNS = ("path", "labels", "group", "split", "source", "licence", "name")
 _STAMP = "stamp.json"
@@ -64,32 +67,37 @@ def build(config: IllustratedConfig) -> Path:
     used = {name: package for name, package in packages.items() if any(row.set == name for row in rows)}
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(config.out):
-        if _is_built(config.out, stamp):  # by the process that held the lock
-            return manifest
-        _check_replaceable(config.out)
-        partial = config.out.with_name(f".{config.out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed build left
-        _write_images(rows, used, config, partial)
+        if not _is_built(config.out, stamp):  # by the process that held the lock
+            _check_replaceable(config.out)
+            _build_anew(rows, used, config, stamp)
+    return manifest
+
+
+def _build_anew(
+    rows: Sequence[Row], packages: dict[str, Package], config: IllustratedConfig, stamp: dict[str, str | int]
+) -> None:
+    """Build in a folder beside the target, and put it in place when it is whole."""
+    partial = config.out.with_name(f".{config.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed build left
+    try:
+        _write_images(rows, packages, config, partial)
         _write_manifest(rows, partial)
-        (partial / "ATTRIBUTION.md").write_text(_attribution(rows, used), encoding="utf-8")
+        (partial / "ATTRIBUTION.md").write_text(_attribution(rows, packages), encoding="utf-8")
         (partial / _STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
         _swap(partial, config.out)
-    return manifest
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _stamp(config: IllustratedConfig) -> dict[str, str | int]:
     """Say what a build is made from."""
     try:
-        digests = {
-            name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _sources(config).items()
-        }
+        labels, packages = (
+            hashlib.sha256(path.read_bytes()).hexdigest() for path in (config.labels, config.packages)
+        )
     except OSError as error:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}.") from error
-    return {"builder": _BUILDER, **digests}
-
-
-def _sources(config: IllustratedConfig) -> dict[str, Path]:
-    return {"labels_sha256": config.labels, "packages_sha256": config.packages}
+    return {"builder": _BUILDER, "labels_sha256": labels, "packages_sha256": packages}
 
 
 def _is_built(out: Path, stamp: dict[str, str | int]) -> bool:
@@ -144,10 +152,27 @@ def _write_images(
     for package in packages.values():
         (folder / package.set).mkdir(parents=True)
     context = multiprocessing.get_context("spawn")  # forking a process that has threads may hang
-    with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
-        jobs = pool.map(_write_image, [folder] * len(drawings), drawings, chunksize=16)
-        for _ in tqdm(jobs, total=len(drawings), desc="images", unit="image", disable=None):
-            pass
+    with ProcessPoolExecutor(config.num_workers, mp_context=context, initializer=_start_worker) as pool:
+        try:
+            jobs = pool.map(_write_image, [folder] * len(drawings), drawings, chunksize=16)
+            for _ in tqdm(jobs, total=len(drawings), desc="images", unit="image", disable=None):
+                pass
+        except BaseException:  # Ctrl-C too: do not draw the rest first
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, even when it is killed and can tell nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write_image(folder: Path, drawing: object) -> None:
@@ -193,7 +218,7 @@ def summary(manifest: Path) -> str:
     """Return the counts of a built data set, per split and label, as a table."""
     with manifest.open(encoding="utf-8", newline="") as file:
         records = list(csv.DictReader(file))
-    splits = list(dict.fromkeys(record["split"] for record in records))
+    splits = [split for split in SPLITS if any(record["split"] == split for record in records)]
     lines = [f"{'split':12}{'images':>8}" + "".join(f"{label:>11}" for label in LABELS) + f"{'neutral':>9}"]
     for split in [*splits, "all"]:
         part = [record["labels"].split(";") for record in records if split in {record["split"], "all"}]
@@ -211,6 +236,9 @@ def main() -> int:
     except TrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; what was there before is untouched", file=sys.stderr)
+        return 130
     print(summary(manifest))
     print(f"{manifest} ({time.monotonic() - start_s:.1f} s)")
     return 0

@@ -25,6 +25,14 @@ from train.errors import ChecksumError, DownloadError, LabelTableError, NpmMissi
 PACKAGES_FILE = Path(__file__).with_name("illustrated_packages.toml")
 FREE_LICENCES = frozenset({"Apache-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT"})
 _DOWNLOAD_TIMEOUT_S = 600.0
+_RETRIES = (
+    "--fetch-retries",
+    "2",
+    "--fetch-retry-mintimeout",
+    "500",
+    "--fetch-retry-maxtimeout",
+    "2000",
+)  # ms
 _FIELDS = ("package", "version", "integrity", "title", "artist", "licence", "home", "style")
 
 
@@ -109,7 +117,7 @@ def _verify(package: Package, path: Path) -> None:
 def _download(package: Package, scratch: Path, folder: Path) -> Path:
     """Run `npm pack` with a cache of its own, so that the user's npm cache is neither trusted nor filled."""
     arguments = ["pack", package.pinned, "--ignore-scripts", "--pack-destination", str(scratch)]
-    arguments += ["--cache", str(scratch / "cache"), "--loglevel", "error", "--fetch-retries", "2"]
+    arguments += ["--cache", str(scratch / "cache"), "--loglevel", "error", *_RETRIES]
     way_out = (
         f"Check the network and npm's registry setting, or run `npm pack {package.pinned}` on another machine, "
         f"put {package.tarball} into a folder and name that folder with --packages-dir."
