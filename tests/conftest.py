@@ -11,6 +11,7 @@ import pytest
 
 from serve.config import ServerConfig
 from serve.server import TritonServer
+from tests.client_fixtures import client_kind, connected_client, fake_server  # noqa: F401  fixtures: pytest finds them here
 from tests.small_model import build_repository
 
 StartServer = Callable[..., TritonServer]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from moderation_client._calls import is_ready, prepare, score
 from moderation_client._connect import connect_async
-from moderation_client._drive import adrive
+from moderation_client._drive import adrive, cancel
 from moderation_client._flow import Flow
 from moderation_client._jobs import Job
 from moderation_client._outcomes import Outcomes
@@ -53,6 +53,8 @@ class AsyncModerationClient(Shared):
         """End connections and threads; calls still running fail. Harmless when repeated."""
         if self._decoders is not None:
             self._decoders.shutdown(wait=False, cancel_futures=True)
+            for probe in list(self._side_tasks):
+                await cancel(probe)
         for transport in self._session.close():
             await transport.close()
 

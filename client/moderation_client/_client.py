@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from moderation_client._calls import is_ready, prepare, score
 from moderation_client._connect import connect_blocking
-from moderation_client._drive import drive, spawn_thread
 from moderation_client._jobs import Job
 from moderation_client._outcomes import Outcomes
 from moderation_client._settings import CallOptions, OnError
@@ -118,22 +117,21 @@ class ModerationClient(Shared):
         import numpy as np  # noqa: PLC0415  keeps `import moderation_client` quick
 
         limits, version, pixels = self._session.score_call(pixels, model_version, timeout_s)
-        drive(prepare(self._session, limits), spawn_thread)
+        threads = self._threads()
+        threads.drive(prepare(self._session, limits))
         flows = [score(self._session, chunk, version, limits) for chunk in self._session.chunks(pixels)]
         if len(flows) == 1:
-            return drive(flows[0], spawn_thread)
-        return np.concatenate(
-            list(self._threads().senders.map(lambda flow: drive(flow, spawn_thread), flows))
-        )
+            return threads.drive(flows[0])
+        return np.concatenate(list(threads.senders.map(threads.drive, flows)))
 
     def spec(self, *, timeout_s: float | None = None) -> ModelSpec:
         """Describe the model: labels, image size, version. Raises ServiceError or ContractError."""
-        drive(prepare(self._session, self._session.limits_in(timeout_s)), spawn_thread)
+        self._threads().drive(prepare(self._session, self._session.limits_in(timeout_s)))
         return self._session.book.current()
 
     def is_ready(self, *, timeout_s: float | None = None) -> bool:
         """Ask whether a server answers and has the model loaded; waits no longer than `timeout_s`."""
-        return drive(is_ready(self._session, self._session.limits_in(timeout_s)), spawn_thread)
+        return self._threads().drive(is_ready(self._session, self._session.limits_in(timeout_s)))
 
     def _run(self, images: Any, ids: Iterable[ImageId] | None, options: CallOptions) -> Iterator[Job]:
         return ThreadRun(self._session, self._threads(), options).run(named(images, ids))

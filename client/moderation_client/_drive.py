@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -45,16 +43,6 @@ def drive(flow: Flow[T], spawn: Callable[[Flow[None]], None]) -> T:
         raise
     finally:
         flow.close()
-
-
-def spawn_thread(flow: Flow[None]) -> None:
-    """Run a side flow (a health probe) in a thread of its own; they are rare and short."""
-    threading.Thread(target=_quietly, args=(flow,), name="moderation-probe", daemon=True).start()
-
-
-def _quietly(flow: Flow[None]) -> None:
-    with contextlib.suppress(Exception):  # a probe that fails in any way has said "not healthy" already
-        drive(flow, spawn_thread)
 
 
 async def adrive(flow: Flow[T], spawn: Callable[[Flow[None]], None]) -> T:

@@ -40,6 +40,8 @@ class Meaning:
     retry: Retry
     ejects: bool = False
     """Whether the replica should get no more requests until it has been probed."""
+    counts: bool = False
+    """Whether several in a row do the same. A full queue, a slow answer or a wrong name are not the replica's fault."""
 
 
 class Fault(Exception):  # noqa: N818  not an error for users: transports raise it, the flow turns it into one
@@ -55,10 +57,10 @@ class Fault(Exception):  # noqa: N818  not an error for users: transports raise 
 OVERLOADED = Meaning(OverloadedError, Retry.NEVER)
 REFUSED = Meaning(AuthenticationError, Retry.NEVER)
 MISMATCH = Meaning(ContractError, Retry.NEVER)
-NOT_READY = Meaning(ModelNotReadyError, Retry.UNTIL_DEADLINE)
+NOT_READY = Meaning(ModelNotReadyError, Retry.UNTIL_DEADLINE, counts=True)
 UNKNOWN_MODEL = Meaning(ModelNotReadyError, Retry.FEW)
 GONE = Meaning(ServerUnavailableError, Retry.UNTIL_DEADLINE, ejects=True)
-FAILED = Meaning(ServerFailedError, Retry.FEW)
+FAILED = Meaning(ServerFailedError, Retry.FEW, counts=True)
 DEAD_BACKEND = Meaning(ServerFailedError, Retry.FEW, ejects=True)
 TOO_SLOW = Meaning(DeadlineExceededError, Retry.UNTIL_DEADLINE)
 
@@ -97,7 +99,7 @@ BY_MESSAGE: tuple[tuple[str, Meaning], ...] = (
 
 BY_STATUS: dict[str, Meaning] = {
     "OK": FAILED,
-    "CANCELLED": Meaning(ServerUnavailableError, Retry.UNTIL_DEADLINE),
+    "CANCELLED": Meaning(ServerUnavailableError, Retry.UNTIL_DEADLINE, counts=True),
     "UNKNOWN": FAILED,
     "INVALID_ARGUMENT": MISMATCH,
     "DEADLINE_EXCEEDED": TOO_SLOW,

@@ -133,12 +133,12 @@ def call(replicas: Replicas, request: Request, limits: Limits, progress: Progres
 
 
 def judge_fault(replicas: Replicas, replica: Replica, fault: Fault) -> Meaning:
-    """Look a fault up and hold it against the replica, unless it speaks of the request or of a full queue."""
+    """Look a fault up and hold it against the replica if it is the replica's."""
     meaning = meaning_of(fault)
-    if meaning.retry is Retry.NEVER:
-        replicas.heard(replica)
-    else:
+    if meaning.ejects or meaning.counts:
         replicas.failed(replica, fault, meaning)
+    elif meaning.error is not DeadlineExceededError:
+        replicas.heard(replica)
     return meaning
 
 

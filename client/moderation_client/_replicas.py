@@ -90,7 +90,7 @@ class Replicas:
     def failed(self, replica: Replica, fault: Fault, meaning: Meaning) -> None:
         """Count a failure, and eject the replica when that is one too many."""
         with self._lock:
-            replica.failures += 1
+            replica.failures += meaning.counts
             replica.last_error = str(fault)
             if not meaning.ejects and replica.failures < FAILURES_BEFORE_EJECTION:
                 return

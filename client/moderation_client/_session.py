@@ -6,6 +6,7 @@ The two shells drive the flows of `_calls` and `_encoded` on it, one with thread
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -57,19 +58,23 @@ class Session:
         self._connect = connect
         self._replicas: Replicas | None = None
         self._seen_losses = 0
+        self._lock = threading.Lock()
         self._pid = os.getpid()
 
     @property
     def replicas(self) -> Replicas:
         """The servers, connected on first use. Raises ClientClosedError."""
         self.check_usable()
-        if self._replicas is None:
-            urls = self.settings.urls
-            if self.settings.resolve_names:
-                urls = tuple(found for url in urls for found in resolve(url))
-            connection = self.settings.connection
-            self._replicas = Replicas([Replica(url, self._connect(url, connection)) for url in urls])
-        return self._replicas
+        with self._lock:
+            if self._replicas is None:
+                self._replicas = Replicas(self._connected())
+            return self._replicas
+
+    def _connected(self) -> list[Replica]:
+        urls = self.settings.urls
+        if self.settings.resolve_names:
+            urls = tuple(found for url in urls for found in resolve(url))
+        return [Replica(url, self._connect(url, self.settings.connection)) for url in urls]
 
     def check_usable(self) -> None:
         """Refuse calls after `close`. Raises ClientClosedError."""
@@ -83,6 +88,7 @@ class Session:
 
     def reconnect(self) -> None:
         """Forget connections that belong to another process or event loop, without touching them."""
+        self._lock = threading.Lock()  # a parent may have held the old one while it forked
         self._replicas = None
         self._seen_losses = 0
         self._pid = os.getpid()

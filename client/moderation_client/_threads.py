@@ -10,16 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, secure
-from moderation_client._drive import drive, spawn_thread
+from moderation_client._drive import drive
 from moderation_client._errors import InvalidImageError, ModerationError
-from moderation_client._flow import Progress
+from moderation_client._flow import Flow, Progress
 from moderation_client._jobs import Batch, Job
 from moderation_client._session import Session
 from moderation_client._settings import CallOptions
 from moderation_client._sources import Named
+
+T = TypeVar("T")
 
 
 class Pools:
@@ -28,11 +30,21 @@ class Pools:
     def __init__(self, decode_threads: int, max_in_flight: int) -> None:
         self.decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="moderation-decode")
         self.senders = ThreadPoolExecutor(max_in_flight, thread_name_prefix="moderation-send")
+        self._probes = ThreadPoolExecutor(4, thread_name_prefix="moderation-probe")
+
+    def drive(self, flow: Flow[T]) -> T:
+        """Run a flow in this thread."""
+        return drive(flow, self._spawn)
+
+    def _spawn(self, flow: Flow[None]) -> None:
+        """Run a side flow, a health probe, in a thread; one that fails in any way has said "not healthy" already."""
+        self._probes.submit(self.drive, flow)
 
     def close(self) -> None:
-        """Drop what has not begun; what runs ends by itself."""
+        """Drop what has not begun; what runs ends by itself, a probe within its half second."""
         self.decoders.shutdown(wait=False, cancel_futures=True)
         self.senders.shutdown(wait=False, cancel_futures=True)
+        self._probes.shutdown(wait=True, cancel_futures=True)
 
 
 class ThreadRun:
@@ -111,7 +123,7 @@ class ThreadRun:
             try:
                 if needs_preparing(self._session):
                     limits = self._session.limits(job.deadline, self._options.timeout_s)
-                    drive(prepare(self._session, limits), spawn_thread)
+                    self._pools.drive(prepare(self._session, limits))
                 tell = decode(self._session, job, self._options)
             except ModerationError as error:
                 trouble = error
@@ -130,7 +142,7 @@ class ThreadRun:
         with self._guard():
             progress, again = Progress(), list[Job]()
             try:
-                tell = drive(judge(self._session, batch, self._options, progress), spawn_thread)
+                tell = self._pools.drive(judge(self._session, batch, self._options, progress))
             except OtherSpec as other:
                 with self._changed:
                     again = self._window.undo(batch, other.error)
