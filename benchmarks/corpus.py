@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 JPEG_QUALITY = 83
+LABELS = ("weapon", "substance", "gambling")
+"""Scores that a network with random weights pretends to give."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 
 

@@ -62,7 +62,8 @@ def modes(num_cores: int) -> tuple[Mode, ...]:
 
 
 @functools.cache
-def _session(path: Path, threads: int) -> Any:
+def open_session(path: Path, threads: int) -> Any:
+    """ONNX Runtime session with so many compute threads, kept for the next call."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -73,7 +74,7 @@ def _session(path: Path, threads: int) -> Any:
 @functools.cache
 def pixels_like(path: Path, num_images: int = NUM_IMAGES) -> NDArray[np.uint8]:
     """Random pixels of the size that the model at `path` takes: uint8 [num_images, H, W, 3]."""
-    height, width, channels = _session(path, 1).get_inputs()[0].shape[1:]
+    height, width, channels = open_session(path, 1).get_inputs()[0].shape[1:]
     shape = (num_images, height, width, channels)
     return np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
 
@@ -82,7 +83,7 @@ def run_mode(
     stop: threading.Event, path: Path, mode: Mode, duration_s: float, warmup_s: float = 0.3
 ) -> Reading:
     """Run one mode for `duration_s`, to be called through a `Worker` so that nothing else shares the interpreter."""
-    session = _session(path, mode.threads)
+    session = open_session(path, mode.threads)
     batches = _batches(pixels_like(path), mode.batch_size)
     _run_workers(stop, session, batches, mode, warmup_s)
     before, started = sum(os.times()[:2]), time.perf_counter()

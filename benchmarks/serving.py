@@ -116,11 +116,10 @@ def _apply_batching(config: Any, settings: Settings) -> None:
 
 
 def copy_variant(repository: Path, destination: Path, settings: Settings) -> Path:
-    """Write `repository`'s moderation model with `settings` into `destination`; its path. Raises VariantError."""
+    """Write `repository` with `settings` for its moderation model to `destination`; its path. Raises VariantError."""
     config = apply(read_config(repository), settings)
-    source, target = repository / MODEL_NAME, destination / MODEL_NAME
-    shutil.copytree(source, target, copy_function=_link_or_copy)
-    path = config_path(target)
+    shutil.copytree(repository, destination, copy_function=_link_or_copy)
+    path = config_path(destination / MODEL_NAME)
     path.unlink()  # a hard link: writing into it would change the original
     path.write_text(text_format.MessageToString(config), encoding="utf-8")
     return destination

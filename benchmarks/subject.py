@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from benchmarks.counters import TargetError
 from benchmarks.environment import sha256_of
 from benchmarks.machine import local_pids
-from benchmarks.serving import VariantError, model_file, serving
+from benchmarks.serving import Settings, VariantError, model_file, serving
 from benchmarks.target import Address, Target
 from moderation_client.contract import ENCODED_MODEL_NAME, MODEL_NAME, ModelSpec
 from serve.command import TOKEN_HEADER
@@ -63,11 +63,13 @@ class Subject:
 
 
 @contextlib.contextmanager
-def open_subject(config: SubjectConfig, *, encoded: bool = False) -> Iterator[Subject]:
-    """Find or start the server. Raises TargetError or VariantError with the way out."""
+def open_subject(
+    config: SubjectConfig, *, encoded: bool = False, settings: Settings | None = None
+) -> Iterator[Subject]:
+    """Find or start the server (with `settings`, when it is started). Raises TargetError or VariantError with the way out."""
     if config.serve:
         models = (MODEL_NAME, ENCODED_MODEL_NAME) if encoded else (MODEL_NAME,)
-        with serving(config.repository, models=models) as running:
+        with serving(config.repository, settings, models=models) as running:
             yield inspect(running.address, running.pids, "started here")
         return
     url = config.url or "localhost:8001"
