@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from serve.errors import ResourceError, UnsafeRepositoryError
 from serve.installation import Installation
 
@@ -62,6 +64,7 @@ class Workspace:
 
     def clear(self) -> None:
         """Remove what a server that ended left, but keep the token and the log."""
+        _end_processes(self.path)
         _remove_shared_memory(self.path)
         shutil.rmtree(self.path / "backends", ignore_errors=True)
 
@@ -116,6 +119,18 @@ def _remove_shared_memory(folder: Path) -> None:
         region.unlink(missing_ok=True)
 
 
+def _end_processes(folder: Path) -> None:
+    """Kill model processes of a server that has ended: one that was stopped, or hangs in its own exit, never goes."""
+    for process in psutil.process_iter():
+        try:
+            if (process.cmdline() or [""])[0].startswith(f"{folder}/"):
+                process.kill()
+                process.wait(timeout=5.0)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.TimeoutExpired):
+            continue
+
+
 def _remove(folder: Path) -> None:
+    _end_processes(folder)
     _remove_shared_memory(folder)
     shutil.rmtree(folder, ignore_errors=True)
