@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 from serve.admin import Admin
 from serve.config import ServerConfig
@@ -128,17 +130,24 @@ def test_golden_question_tells_wrong_from_right(
     """A model that was published with other scores for its golden picture is found wrong; the right scores are correct."""
     repository = repository_factory()
     image = coloured((255, 0, 128))
-    golden = repository / "moderation" / "1" / GOLDEN
-    np.savez(golden, image=image, scores=expected_scores(image).astype(np.float32))
+    version = repository / "moderation" / "1"
+    np.save(version / GOLDEN, image)
+    _publish_golden_scores(version, expected_scores(image))
     server = start_triton(repository)
     prober = Prober(server.http_url, repository, timeout_s=5.0)
     assert prober.ask("moderation").answer is Answer.CORRECT
     assert prober.ask("moderation_encoded").answer is Answer.CORRECT
-    np.savez(golden, image=image, scores=1.0 - expected_scores(image).astype(np.float32))
+    _publish_golden_scores(version, 1.0 - expected_scores(image))
     assert prober.ask("moderation").answer is Answer.WRONG
     assert prober.ask("nothing").answer is Answer.FAILED
     server.stop(timeout_s=0)
     assert prober.ask("moderation").answer is Answer.FAILED
+
+
+def _publish_golden_scores(version: Path, scores: NDArray[np.float64]) -> None:
+    manifest = json.loads((version / "manifest.json").read_text())
+    manifest["golden_scores"] = {"model.onnx": scores.tolist()}
+    (version / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_new_version_is_no_wrong_answer(
