@@ -149,7 +149,10 @@ class HttpTransport:
     def _run(self, request: Request, timeout_s: float) -> Any:
         try:
             response = self._client.request(**_arguments(self._connection, request, timeout_s))
-        except _httpx().HTTPError as error:
+        except (
+            _httpx().HTTPError,
+            OSError,
+        ) as error:  # a certificate refused late comes as a bare ssl.SSLError
             raise _fault_of(error) from error
         except RuntimeError as error:  # httpx: the client was closed under the request
             raise Fault("CANCELLED", str(error)) from error
@@ -176,8 +179,13 @@ class AsyncHttpTransport:
             response = await asyncio.wait_for(self._client.request(**arguments), timeout_s)
         except asyncio.TimeoutError as error:
             raise Fault("DEADLINE_EXCEEDED", f"no answer within {timeout_s:.3g} s") from error
-        except _httpx().HTTPError as error:
+        except (
+            _httpx().HTTPError,
+            OSError,
+        ) as error:  # a certificate refused late comes as a bare ssl.SSLError
             raise _fault_of(error) from error
+        except RuntimeError as error:  # httpx: the client was closed under the request
+            raise Fault("CANCELLED", str(error)) from error
         return _read(request, response)
 
     async def close(self) -> None:
