@@ -16,9 +16,10 @@ from benchmarks.environment import cpu_quota
 from benchmarks.in_process import Mode, Reading, modes, run_mode
 from benchmarks.load import Job, LoadReport, run_closed
 from benchmarks.results import Bar, Point
-from benchmarks.stats import Ratio, ratio
+from benchmarks.stats import Ratio, median_interval, percentile, ratio
 from benchmarks.worker import Interrupted, Worker
 
+ADDED_LIMIT_MS = 2.0
 TINY = 1e-9
 """A round in which the server answered nothing is a ratio of nearly nothing, not an error."""
 
@@ -100,6 +101,21 @@ def measure_ceiling(
     return report
 
 
+def added_latency_bar(report: CeilingReport) -> Bar:
+    """Judge what a lone caller waits beyond the same inference in process, by the medians of the rounds."""
+    served = [percentile(each.latency_ms, 50) for each in report.served]
+    alone = [percentile(each.latency_ms, 50) for each in report.in_process[report.best]]
+    added = median_interval([ours - theirs for ours, theirs in zip(served, alone, strict=True)])
+    return Bar(
+        name="added latency of a lone caller over the same inference in process, p50 ms",
+        measured=added.value,
+        low=added.low,
+        high=added.high,
+        limit=ADDED_LIMIT_MS,
+        sense="at_most",
+    )
+
+
 def ceiling_bars(report: CeilingReport, *, limit: float, num_callers: int) -> list[Bar]:
     """Judge what a server must reach: throughput near the ceiling, and batches that really form."""
     found = report.ratio.interval
@@ -113,6 +129,8 @@ def ceiling_bars(report: CeilingReport, *, limit: float, num_callers: int) -> li
             sense="at_least",
         )
     ]
+    if num_callers == 1:
+        return [*bars, added_latency_bar(report)]
     if report.mean_batch is not None:
         bars.append(
             Bar(

@@ -54,7 +54,9 @@ class CompareConfig:
     """Of our server; from `tune.py`."""
     num_threads: int = 1
     """Of each instance."""
-    max_queue_delay_us: int = 500
+    max_batch_size: int = 4
+    """Largest batch it forms: a large one on one instance leaves its callers waiting while others are served."""
+    max_queue_delay_us: int = 0
     out: Path | None = None
     """Where to write, without ending; by default runs/benchmarks/<date>_<commit>_<machine>_compare."""
 
@@ -70,6 +72,7 @@ class CompareConfig:
         return Settings(
             num_instances=self.num_instances,
             num_threads=self.num_threads,
+            max_batch_size=self.max_batch_size,
             max_queue_delay_us=self.max_queue_delay_us,
             file="model.onnx",
         )

@@ -20,7 +20,8 @@ from benchmarks import latency_page, perf_analyzer
 from benchmarks.ceiling import ceiling_bars, measure_ceiling
 from benchmarks.corpus import CorpusError, load_files
 from benchmarks.counters import TargetError
-from benchmarks.environment import capture_environment
+from benchmarks.environment import capture_environment, cpu_quota
+from benchmarks.in_process import modes
 from benchmarks.load import Schedule, run_closed
 from benchmarks.payloads import Input, Payloads
 from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
@@ -62,8 +63,10 @@ class LatencyConfig(SubjectConfig):
     """Also run the same ONNX file in process, in interleaved rounds, and give the ratio."""
     rounds: int = 5
     """Rounds for --in-process."""
+    ratio_callers: int = 16
+    """Single-image callers of --in-process; 1 compares with batch 1 and judges the added latency, too."""
     ratio_limit: float = 0.85
-    """Bar of --in-process: served throughput over in-process throughput, 16 callers."""
+    """Bar of --in-process: served throughput over in-process throughput."""
     out: Path | None = None
     """Where to write, without ending: OUT.json and OUT.html; by default runs/benchmarks/<date>_<commit>_<machine>_latency."""
 
@@ -73,7 +76,15 @@ class LatencyConfig(SubjectConfig):
         for name in ("concurrency", "batch_size"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} needs numbers of at least 1")
-        for name in ("num_images", "warmup_s", "window_s", "max_windows", "timeout_s", "rounds"):
+        for name in (
+            "num_images",
+            "ratio_callers",
+            "warmup_s",
+            "window_s",
+            "max_windows",
+            "timeout_s",
+            "rounds",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         if self.engine == "perf_analyzer" and (self.via != "wire" or self.input != ("pixels",)):
@@ -121,12 +132,15 @@ def against_ceiling(
     config: LatencyConfig, subject: Subject, payloads: Payloads, load: Worker, measured: Measured
 ) -> None:
     """Measure single-image callers in rounds with the in-process modes, and judge the bars."""
-    num_callers = 16
     path = same_file(subject, config.repository)
+    num_callers = config.ratio_callers
+    only = modes(max(1, int(cpu_quota())))[:1] if num_callers == 1 else None
     schedule = dataclasses.replace(config.schedule, window_s=config.window_s / 3, max_windows=3, warmup_s=0.7)
     job = dataclasses.replace(payloads.job("pixels", 1, num_callers), schedule=schedule)
     try:
-        report = measure_ceiling(path, job, load=load, num_rounds=config.rounds, slice_s=config.window_s)
+        report = measure_ceiling(
+            path, job, load=load, num_rounds=config.rounds, slice_s=config.window_s, only=only
+        )
     except Interrupted as stopped:
         report = stopped.partial
         measured.interrupted = True

@@ -30,8 +30,8 @@ figure svg { width: 100%; height: auto; } figcaption { font-size: .9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
-td.text { text-align: left; white-space: normal; } .pass { color: var(--pass); } .miss { color: var(--miss); }
+th:first-child, td:first-child, th.text, td.text { text-align: left; } th { color: var(--soft); font-weight: 600; }
+td.text { white-space: normal; min-width: 14rem; } .pass { color: var(--pass); } .miss { color: var(--miss); }
 .pass, .miss { font-weight: 600; } code { font-size: .88em; }
 @media print { body { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }
 """
@@ -101,7 +101,10 @@ class Page:
         self, header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: Sequence[int] = ()
     ) -> None:
         """Add a table; `text_columns` are set to the left."""
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        kinds = ["text" if index in text_columns else "" for index in range(len(header))]
+        head = "".join(
+            f'<th class="{kind}">{html.escape(cell)}</th>' for kind, cell in zip(kinds, header, strict=True)
+        )
         body = []
         for row in rows:
             cells = [

@@ -222,7 +222,7 @@ def page(result: Result) -> Page:
     document.bars(result.bars)
     document.heading("Stages")
     document.table(HEADER, rows(result))
-    drawing, axes = figure(height=2.4)
+    drawing, axes = figure(height=3.0)
     left = 0.0
     colours = (*COLOURS, "#7a5195", "#bc5090")
     for point, colour in zip(result.points[:-1], colours, strict=True):

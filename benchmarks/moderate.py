@@ -1,0 +1,148 @@
+"""What the client itself costs: `moderate()` of many JPEGs against the CPU time that decoding and inference need alone.
+
+The mix has pictures of 0.3 to 12 megapixels, as uploads have. With perfect overlap on every core the wall time would be
+(CPU seconds of decoding + CPU seconds of inference) / cores; the ratio to that is the figure.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import statistics
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks.corpus import CorpusError, load_files, photograph
+from benchmarks.counters import TargetError
+from benchmarks.environment import capture_environment, cpu_quota
+from benchmarks.in_process import modes, run_mode
+from benchmarks.report import Page, number, text_table
+from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
+from benchmarks.serving import VariantError
+from benchmarks.subject import SubjectConfig, fail, open_subject, print_bars, same_file
+from benchmarks.worker import Worker
+from moderation_client import ModerationClient
+from moderation_client.contract import ImageSpec
+from moderation_client.images import decode
+
+RESULTS = Path("runs/benchmarks")
+SIZES = ((640, 480), (1080, 810), (1280, 960), (1920, 1440), (2592, 1944), (4000, 3000))
+"""0.3 to 12 megapixels."""
+NUM_OF_EACH = 4
+LIMIT = 1.25
+SLICE_S = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModerateConfig(SubjectConfig):
+    """Measure `moderate()` of many JPEGs against its parts."""
+
+    images: Path | None = None
+    """Folder with pictures; by default photographs of 0.3 to 12 megapixels are made."""
+    num_images: int = 1000
+    rounds: int = 3
+    out: Path | None = None
+    """Where to write, without ending; by default runs/benchmarks/<date>_<commit>_<machine>_moderate."""
+
+
+def mixed_files(config: ModerateConfig) -> list[bytes]:
+    """Make `num_images` files; a generated mix repeats, which costs the decoder the same."""
+    if config.images is not None:
+        different = load_files(config.images, num_images=config.num_images)
+    else:
+        different = [photograph(index, *size) for index in range(NUM_OF_EACH) for size in SIZES]
+    return list(itertools.islice(itertools.cycle(different), config.num_images))
+
+
+def decode_cpu_s(stop: threading.Event, files: list[bytes], spec: ImageSpec) -> float:
+    """CPU seconds of decoding and resizing alone, in one thread; the files are those of one cycle of the mix."""
+    started = time.process_time()
+    for file in files:
+        if stop.is_set():
+            break
+        decode(file, spec)
+    return time.process_time() - started
+
+
+def measure(config: ModerateConfig) -> Result:
+    """Measure parts and whole in turns. Raises TargetError, VariantError or CorpusError."""
+    started_at = datetime.datetime.now(datetime.timezone.utc)
+    files = mixed_files(config)
+    cycle = files[: min(len(files), NUM_OF_EACH * len(SIZES))]
+    num_cores = max(1, int(cpu_quota()))
+    mode = modes(num_cores)[-1]  # a worker a core: inference at its cheapest
+    ideal_s, wall_s, decoding_s, inference_s = [], [], [], []
+    with open_subject(config) as subject, Worker() as worker, ModerationClient(subject.address.url) as client:
+        path = same_file(subject, config.repository)
+        client.moderate(files[:16])
+        for _ in range(config.rounds):
+            reading = worker.call(run_mode, path, mode, SLICE_S)
+            inference_s.append(reading.cpu_s / reading.num_images * len(files))
+            decoding_s.append(worker.call(decode_cpu_s, cycle, subject.spec.image) / len(cycle) * len(files))
+            started = time.perf_counter()
+            verdicts = client.moderate(files, timeout_s=600.0)
+            wall_s.append(time.perf_counter() - started)
+            ideal_s.append((decoding_s[-1] + inference_s[-1]) / num_cores)
+            broken = [verdict for verdict in verdicts if verdict.error is not None]
+            if broken:
+                raise TargetError(f"{len(broken)} of {len(files)} images were not judged: {broken[0].error}")
+        environment = capture_environment(server=subject.server, model=subject.model)
+    samples = {
+        "wall_s": wall_s,
+        "ideal_s": ideal_s,
+        "decoding_cpu_s": decoding_s,
+        "inference_cpu_s": inference_s,
+    }
+    point = Point(settings={"num_images": len(files), "mode": mode.name}, samples=samples)
+    ratios = [wall / ideal for wall, ideal in zip(wall_s, ideal_s, strict=True)]
+    bar = Bar(
+        name=f"moderate() of {len(files)} JPEGs, wall time ÷ (decoding + inference CPU time) / {num_cores} cores",
+        measured=statistics.median(ratios),
+        low=min(ratios),
+        high=max(ratios),
+        limit=LIMIT,
+        sense="at_most",
+    )
+    return make_result(
+        "moderate", config, [point], bars=[bar], environment=environment, started_at=started_at
+    )
+
+
+HEADER = ("round", "decoding CPU s", "inference CPU s", "ideal wall s", "moderate() wall s", "ratio")
+
+
+def rows(result: Result) -> list[list[str]]:
+    """Rows under `HEADER`."""
+    samples = result.points[0].samples
+    columns = [samples[name] for name in ("decoding_cpu_s", "inference_cpu_s", "ideal_s", "wall_s")]
+    return [
+        [str(index + 1), *(number(value) for value in values), number(values[3] / values[2])]
+        for index, values in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def main(config: ModerateConfig) -> int:
+    """Measure, print, write; 1 when the bar is missed."""
+    try:
+        result = measure(config)
+    except (TargetError, VariantError, CorpusError) as error:
+        fail(error)
+    print(text_table(HEADER, rows(result)))
+    print_bars(result.bars)
+    page = Page("moderate() of many files", "The whole call against the CPU time that its parts need alone.")
+    page.bars(result.bars)
+    page.heading("Rounds")
+    page.table(HEADER, rows(result))
+    page.environment(result)
+    stem = config.out or RESULTS / file_stem(result)
+    data = write_result(result, stem.parent, name=f"{stem.name}.json")
+    print(f"\n{data}\n{page.write(stem.parent / f'{stem.name}.html')}")
+    return 1 if result.missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(ModerateConfig)))
