@@ -112,9 +112,11 @@ def open_staging(repository: Path) -> Iterator[Staging]:
             raise LockedError(f"another publisher is at work on {repository}: wait for it to end") from error
         staging = Staging(repository, path)
         staging.recover()
-        yield staging
-        for left in path.glob("stage-*"):
-            shutil.rmtree(left)
+        try:
+            yield staging
+        finally:
+            for left in path.glob("stage-*"):
+                shutil.rmtree(left)
 
 
 def exchange(one: Path, other: Path) -> bool:

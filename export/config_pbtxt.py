@@ -32,6 +32,8 @@ Accelerator = Literal["cpu", "gpu"]
 HEADER = "# Written by `python -m export`. Change settings with `python -m export configure`, not here.\n"
 INTERACTIVE, BACKFILL = 1, 2
 """Priority levels of a request; without one it is interactive."""
+MAX_ENCODED_BATCH = 8
+"""An instance decodes a batch one file after the other: a larger one only makes the first wait for the last."""
 HISTOGRAM = "nv_inference_first_response_histogram_ms"
 
 
@@ -75,10 +77,12 @@ def model_config(
     return config
 
 
-def encoded_config(*, spec: ModelSpec, serving: Serving, parameters: Mapping[str, str]) -> pb.ModelConfig:
-    """Build the configuration of the model that takes encoded files: own instances, own queue, the same specs and policies."""
+def encoded_config(*, spec: ModelSpec, serving: Serving) -> pb.ModelConfig:
+    """Build the configuration of the model that takes encoded files: own instances and own queue."""
     config = pb.ModelConfig(
-        name=ENCODED_MODEL_NAME, backend="moderation_encoded", max_batch_size=serving.max_batch_size
+        name=ENCODED_MODEL_NAME,
+        backend=ENCODED_MODEL_NAME,
+        max_batch_size=min(MAX_ENCODED_BATCH, serving.max_batch_size),
     )
     config.input.add(name=ENCODED_INPUT, data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name=SCORES_OUTPUT, data_type=pb.TYPE_FP32, dims=[len(spec.labels)])
@@ -86,7 +90,7 @@ def encoded_config(*, spec: ModelSpec, serving: Serving, parameters: Mapping[str
     config.version_policy.specific.versions.append(1)
     _batching(config, serving)
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=serving.encoded_instances)
-    set_parameters(config, {"model": spec.name, **parameters})
+    set_parameters(config, {"model": spec.name})
     return config
 
 
@@ -149,6 +153,7 @@ def _version_of(spec: ModelSpec) -> int:
 def _batching(config: pb.ModelConfig, serving: Serving) -> None:
     """Two priorities, interactive before backfill, each with a bounded queue and a bounded wait."""
     batching = config.dynamic_batching
+    batching.preferred_batch_size.append(config.max_batch_size)  # what the server fills in otherwise
     batching.max_queue_delay_microseconds = serving.max_queue_delay_us
     batching.priority_levels = BACKFILL
     batching.default_priority_level = INTERACTIVE

@@ -25,7 +25,7 @@ class Limits:
     def failures(self, parity: Parity) -> tuple[str, ...]:
         """One sentence for each figure that misses its limit; empty when the variant passes."""
         found = []
-        shift = max(parity.shift.max, *parity.batch_shift.values())
+        shift = max([parity.shift.max, *parity.batch_shift.values()])
         if not shift <= self.max_score_shift:
             found.append(f"score shift {shift:.3g} is above {self.max_score_shift:g}")
         for where, share in parity.agreement.items():

@@ -26,10 +26,12 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from export.bias_correction import correct_biases
 from export.source import Pixels
 from moderation_client.contract import IMAGE_INPUT
 
 Method = Literal["minmax", "percentile", "entropy"]
+NUM_CORRECTION_IMAGES = 32
 LAYERS = ("Conv", "Gemm", "MatMul")
 """Operators with weights: what INT8 is for."""
 QUANTIZED_OPS = (*LAYERS, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu")
@@ -46,15 +48,18 @@ class Int8Settings:
     """How a tensor's range follows from the calibration images."""
     float_nodes: tuple[str, ...] = ()
     """Names of layers that stay in float, besides normalisation and head."""
+    corrected: bool = True
+    """Whether each layer's mean output is moved back to FP32's."""
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class ImageReader(CalibrationDataReader):  # type: ignore[misc]
     """Feeds images one at a time."""
 
     def __init__(self, pixels: Pixels) -> None:
         self._batches = iter([pixels[index : index + 1] for index in range(len(pixels))])
 
     def get_next(self) -> dict[str, Pixels] | None:
+        """Give the next image as the graph's input, None after the last one."""
         batch = next(self._batches, None)
         return None if batch is None else {IMAGE_INPUT: np.ascontiguousarray(batch)}
 
@@ -66,23 +71,25 @@ class Quantizer:
         """Prepare the graph: ONNX Runtime's shape inference and constant folding, a name for every node."""
         self._folder = folder
         self._calibration = calibration
-        self.prepared = folder / "prepared.onnx"
-        with _quiet():
-            quant_pre_process(str(fp32), str(self.prepared), skip_symbolic_shape=True)
+        self.prepared = prepare(fp32, folder / "prepared.onnx")
         model = onnx.load(self.prepared)
-        for index, node in enumerate(model.graph.node):
-            node.name = node.name or f"{node.op_type}_{index}"
-        onnx.save(model, self.prepared)
         self.layers = tuple(node.name for node in model.graph.node if node.op_type in LAYERS)
         self.always_float = always_float(model)
 
     def write(self, path: Path, settings: Int8Settings) -> None:
         """Quantize into `path`."""
-        with _quiet():
+        self._quantize(self.prepared, path, settings)
+        if settings.corrected:
+            corrected = self._folder / "corrected.onnx"
+            correct_biases(self.prepared, path, corrected, self._calibration[:NUM_CORRECTION_IMAGES])
+            self._quantize(corrected, path, settings)
+
+    def _quantize(self, graph: Path, path: Path, settings: Int8Settings) -> None:
+        with quiet():
             quantize_static(
-                str(self.prepared),
+                str(graph),
                 str(path),
-                _Reader(self._images_for(settings.method)),
+                ImageReader(self._images_for(settings.method)),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTIZED_OPS),
                 per_channel=True,
@@ -106,6 +113,17 @@ _EXTRA_OPTIONS: dict[str, Any] = {
     "WeightSymmetric": True,
     "CalibPercentile": 99.999,
 }
+
+
+def prepare(fp32: Path, path: Path) -> Path:
+    """Write the graph as the converters want it: shapes inferred, constants folded, a name for every node."""
+    with quiet():
+        quant_pre_process(str(fp32), str(path), skip_symbolic_shape=True)
+    model = onnx.load(path)
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    onnx.save(model, path)
+    return path
 
 
 def always_float(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -141,7 +159,7 @@ def blocks(layers: Sequence[str], num: int) -> list[tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the quantizer's advice, which goes to the root logger and to standard output, to itself."""
     root = logging.getLogger()
     level = root.level

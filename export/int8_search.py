@@ -96,7 +96,7 @@ class _Bench:
     def harm(self, method: Method, block: tuple[str, ...], views: int) -> float:
         """Mean squared score shift when this block alone is quantized, on the first `views` views."""
         others = tuple(name for name in self._quantizer.layers if name not in block)
-        self._quantizer.write(self._file, Int8Settings(method=method, float_nodes=others))
+        self._quantizer.write(self._file, Int8Settings(method=method, float_nodes=others, corrected=False))
         opened = session.open_session(self._file)
         scores = session.run(opened, self._split.pixels[:views], batch=self._batch_size)
         return float(np.square(scores - self._reference[:views]).mean())

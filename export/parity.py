@@ -139,15 +139,16 @@ def _shift(differences: NDArray[np.float32]) -> Shift:
 
 
 def _average_precision(scores: Scores, split: Split, labels: tuple[str, ...]) -> dict[str, float]:
-    if split.targets is None or not np.isfinite(scores).all():
+    if split.targets is None:
         return {}
+    ranking = np.nan_to_num(scores, nan=0.0)
     found = {}
     for column, label in enumerate(labels):
         truth = split.targets[:, column]
         if truth.any() and not truth.all():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                found[label] = float(average_precision_score(truth, scores[:, column]))
+                found[label] = float(average_precision_score(truth, ranking[:, column]))
     return found
 
 

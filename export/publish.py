@@ -18,14 +18,16 @@ from export import session
 from export.commit import Staging, open_staging
 from export.errors import RepositoryError
 from export.graph import default_opset
+from export.live import LiveServer
+from export.operations import commit_state
+from export.probe import Probe
 from export.releases import DEFAULT_TARGET, release_of
 from export.report import write_report
-from export.repository import ModelFolder, State, stage_encoded, stage_model
+from export.repository import ModelFolder, State
 from export.serving import Serving
 from export.source import Pixels, Scores, Source
 from export.variants import Built, VariantConfig, build_variants, say
 from export.version import RESERVED_NAMES, Version, sha256_of, write_version
-from moderation_client.contract import ENCODED_MODEL_NAME
 
 Golden = Literal["real", "synthetic"]
 NUM_GOLDEN = 8
@@ -47,6 +49,9 @@ class PublishConfig:
     """Keep the model that takes encoded files beside it."""
     golden: Golden = "real"
     """`real`: eight held-out images go into the repository for self-tests; `synthetic`: drawn ones, when real ones must not be kept."""
+    probe: Probe = "server"
+    """How a candidate is proved before it can answer: on a private `server`, or only `in_process` where none can run."""
+    live: LiveServer = field(default_factory=LiveServer)
     report: Path = Path("export-report")
     """Folder for parity.json and parity.html."""
 
@@ -82,11 +87,7 @@ def _publish_built(
     version = _write_version(source, built, config, stage / source.spec.name / str(model.next_version))
     versions = {**model.versions, version.number: version}
     state = _next_state(model, version, config)
-    stage_model(stage / source.spec.name, versions, state)
-    if state.encoded:
-        stage_encoded(stage / ENCODED_MODEL_NAME, versions, state)
-        staging.commit(stage / ENCODED_MODEL_NAME)
-    staging.commit(stage / source.spec.name)
+    commit_state(staging, stage, versions, state, probe_kind=config.probe, live=config.live)
     final = config.repository / source.spec.name / str(version.number)
     return dataclasses.replace(version, path=final)
 

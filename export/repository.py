@@ -148,16 +148,14 @@ def stage_model(target: Path, versions: Mapping[int, Version], state: State) -> 
     (target / STATE).write_text(state.to_json() + "\n")
 
 
-def stage_encoded(target: Path, versions: Mapping[int, Version], state: State) -> None:
-    """Write the folder of the model that takes encoded files. Its labels are the active version's."""
+def stage_encoded(target: Path, active: Version, state: State) -> None:
+    """Write the folder of the model that takes encoded files.
+
+    Its backend reads specs and policies out of the first model's configuration, so none are repeated here.
+    """
+    assert target.name == ENCODED_MODEL_NAME
     (target / "1").mkdir(parents=True)
     (target / "1" / "README").write_text(README)
-    parameters = wire_parameters(
-        {number: each.spec for number, each in versions.items()},
-        {number: each.policy for number, each in versions.items() if each.policy is not None},
-    )
-    active = versions[state.active]
-    config = encoded_config(spec=active.spec, serving=state.serving.resolved(), parameters=parameters)
+    config = encoded_config(spec=active.spec, serving=state.serving.resolved())
     check_target(config, active.target)
     (target / "config.pbtxt").write_text(to_text(config), encoding="utf-8")
-    assert target.name == ENCODED_MODEL_NAME

@@ -13,6 +13,7 @@ import onnx
 
 from export import graph, session
 from export.errors import GateError
+from export.fp16 import write_fp16
 from export.gates import Gates, Variant
 from export.int8_search import SearchConfig, search_int8
 from export.parity import Parity, compare
@@ -68,6 +69,8 @@ def build_variants(source: Source, config: VariantConfig, release: Release, fold
     built = [_measure(source, reference, "fp32", fp32, config, {})]
     if not built[0].passed:
         raise GateError("fp32", built[0].failures)
+    if "fp16" in config.variants:
+        built.append(_fp16(source, reference, fp32, config, release))
     if "int8" in config.variants:
         built.append(_int8(source, reference, fp32, config, release))
     return built
@@ -83,6 +86,13 @@ def _int8(source: Source, reference: Scores, fp32: Path, config: VariantConfig, 
     found = search_int8(source, fp32, path, config.gates.int8, config.search)
     graph.save(onnx.load(path), path, source.spec, release)
     return _measure(source, reference, "int8", path, config, found.to_dict())
+
+
+def _fp16(source: Source, reference: Scores, fp32: Path, config: VariantConfig, release: Release) -> Built:
+    path = fp32.with_name(FILE_NAMES["fp16"])
+    notes = write_fp16(fp32, path, source.images.calibration)
+    graph.save(onnx.load(path), path, source.spec, release)
+    return _measure(source, reference, "fp16", path, config, notes.to_dict())
 
 
 def _measure(

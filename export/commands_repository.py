@@ -1,0 +1,103 @@
+"""The commands that look at a repository or change what it serves: list, rollback, configure, verify, prune."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from export import listing, operations
+from export.live import LiveServer
+from export.serving import Serving
+from moderation_client.contract import MODEL_NAME
+
+FLAT = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRepository:
+    """Which model of which repository."""
+
+    repository: tyro.conf.Positional[Path] = Path("model_repository")
+    """Triton model repository."""
+    model: str = MODEL_NAME
+    """Model in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List(OnRepository):
+    """Show the versions of a model; `*` marks the one that answers."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        found = listing.rows(self.repository, self.model)
+        print(
+            json.dumps([dataclasses.asdict(row) for row in found], indent=1)
+            if self.json
+            else listing.table(found)
+        )
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback(OnRepository):
+    """Make an older version answer again, by default the one before."""
+
+    version: int | None = None
+    """Version to go back (or forward) to."""
+    live: Annotated[LiveServer, FLAT] = field(default_factory=LiveServer)
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        number = operations.rollback(self.repository, version=self.version, model=self.model, live=self.live)
+        print(f"version {number} is active now")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configure(OnRepository):
+    """Change how the active version is served; what is not given goes back to its default."""
+
+    serving: Annotated[Serving, FLAT] = field(default_factory=Serving)
+    live: Annotated[LiveServer, FLAT] = field(default_factory=LiveServer)
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        operations.configure(self.repository, self.serving, model=self.model, live=self.live)
+        settings = self.serving.resolved()
+        print(
+            f"{settings.instances} instances x {settings.threads} threads, batches of up to {settings.max_batch_size}"
+        )
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(OnRepository):
+    """Check every published file against the checksums of its manifest."""
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        problems = listing.verify(self.repository, self.model)
+        print("\n".join(problems) or "every file is as published")
+        return 1 if problems else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(OnRepository):
+    """Remove old versions, never the active one; their numbers are not given again."""
+
+    keep: int = 3
+    """How many of the newest versions stay."""
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        removed = operations.prune(self.repository, keep=self.keep, model=self.model)
+        print(f"removed: {', '.join(map(str, removed)) or 'nothing'}")
+        return 0
