@@ -118,6 +118,8 @@ def main(config: DemoConfig) -> None:
             "benchmarks/latency.py",
             "--url",
             server.grpc_url,
+            "--token-file",
+            str(server.token_file),
             "--out",
             str(latency.relative_to(ROOT)),
         )
