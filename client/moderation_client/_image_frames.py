@@ -91,9 +91,12 @@ def _count_pages(opened: Opened, limit: int) -> int:
 
 def _sketch(opened: Opened, index: int, limits: ImageLimits) -> Array:
     """Decode a frame and shrink it to SKETCH x SKETCH premultiplied RGBA."""
-    picture = load_frame(opened, index, limits)[0].convert("RGBA").convert("RGBa")
+    picture = load_frame(opened, index, limits)[0]
+    if picture.mode == "RGBA":
+        picture = _image_modes.premultiplied(picture, max(1, min(picture.size) // (2 * SKETCH)))
     small = picture.resize((SKETCH, SKETCH), Image.Resampling.BOX, reducing_gap=1.0)
-    return np.asarray(small).astype(np.int16)
+    channels = small.convert("RGB").convert("RGBA") if small.mode != "RGBa" else small
+    return np.asarray(channels).astype(np.int16)
 
 
 def load_frame(opened: Opened, index: int, limits: ImageLimits) -> tuple[Image.Image, ...]:

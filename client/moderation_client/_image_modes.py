@@ -6,6 +6,7 @@ past moderation in several packages.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def to_8bit(image: Image.Image, name: str) -> tuple[Image.Image, ...]:
         return _from_deep(np.asarray(image), image.info.get("transparency"))
     if has_alpha(image):
         straight = image.convert("LA") if mode == "La" else image
-        return _from_alpha(straight.convert("RGBA"))
+        return _from_alpha(straight if straight.mode == "RGBA" else straight.convert("RGBA"))
     if mode in {"L", "RGB"}:
         return (image,)
     if mode == "LAB":
@@ -57,20 +58,38 @@ def _from_alpha(image: Image.Image) -> tuple[Image.Image, ...]:
     alpha = image.getchannel("A")
     if not any(alpha.histogram()[:255]):
         return (image.convert("RGB"),)
-    opaque = image.convert("RGB")
-    return (image, opaque) if _hides(opaque, alpha) else (image,)
+    return (image, image.convert("RGB")) if _hides(image, alpha) else (image,)
 
 
-def _hides(opaque: Image.Image, alpha: Image.Image) -> bool:
+def _hides(image: Image.Image, alpha: Image.Image) -> bool:
     """Whether pixels that can hardly be seen have more than one colour, on more than the edge of what can."""
     unseen = alpha.point([255] * UNSEEN + [0] * (256 - UNSEEN))
-    counts = np.reshape(opaque.histogram(unseen), (3, 256))
-    most = counts.argmax(1)
-    odd = max(
-        int(channel.sum() - channel[max(0, level - HIDDEN_LEVELS) : level + HIDDEN_LEVELS + 1].sum())
-        for channel, level in zip(counts, most, strict=True)
-    )
-    return odd > HIDDEN_AREA * opaque.width * opaque.height
+    colours = np.reshape(image.histogram(unseen), (4, 256))[:3]
+    odd = 0
+    for counts in colours:
+        usual = int(counts.argmax())
+        alike = counts[max(0, usual - HIDDEN_LEVELS) : usual + HIDDEN_LEVELS + 1]
+        odd = max(odd, int(counts.sum() - alike.sum()))
+    return odd > HIDDEN_AREA * image.width * image.height
+
+
+def premultiplied(image: Image.Image, factor: int) -> Image.Image:
+    """Multiply RGBA's colour by its alpha and average blocks of factor x factor pixels.
+
+    Done some rows at a time: two full-size copies are the largest cost of a large transparent picture.
+    """
+    if factor == 1:
+        return image.convert("RGBa")
+    width, height = image.size
+    small = Image.new("RGBa", (-(-width // factor), -(-height // factor)))
+    rows = factor * max(1, CHUNK // (width * factor))
+    for top in range(0, height, rows):
+        box = (0, top, width, min(height, top + rows))
+        strip = image.resize(
+            (width, box[3] - top), Image.Resampling.NEAREST, box
+        )  # crop() has limits of its own
+        small.paste(strip.convert("RGBa").reduce(factor), (0, top // factor))
+    return small
 
 
 def _from_deep(array: Array, transparent: object) -> tuple[Image.Image, ...]:
@@ -88,11 +107,15 @@ def _from_deep(array: Array, transparent: object) -> tuple[Image.Image, ...]:
 
 
 def _range(array: Array) -> tuple[float, float]:
-    """Lowest and highest number that is one."""
+    """Find the lowest and highest number that is one."""
     if array.dtype.kind != "f":
         return float(array.min()), float(array.max())
-    finite = array[np.isfinite(array)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = math.inf, -math.inf
+    for row in array:
+        numbers = row[np.isfinite(row)]
+        if numbers.size:
+            low, high = min(low, float(numbers.min())), max(high, float(numbers.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
 
 
 def _depth(array: Array, low: float, high: float) -> tuple[float, float]:
