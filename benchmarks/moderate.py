@@ -34,7 +34,6 @@ SIZES = ((640, 480), (1080, 810), (1280, 960), (1920, 1440), (2592, 1944), (4000
 """0.3 to 12 megapixels."""
 NUM_OF_EACH = 4
 LIMIT = 1.25
-SLICE_S = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,8 @@ class ModerateConfig(SubjectConfig):
     """Folder with pictures; by default photographs of 0.3 to 12 megapixels are made."""
     num_images: int = 1000
     rounds: int = 3
+    slice_s: float = 4.0
+    """How long inference alone is measured in each round."""
     out: Path | None = None
     """Where to write, without ending; by default runs/benchmarks/<date>_<commit>_<machine>_moderate."""
 
@@ -80,7 +81,7 @@ def measure(config: ModerateConfig) -> Result:
         path = same_file(subject, config.repository)
         client.moderate(files[:16])
         for _ in range(config.rounds):
-            reading = worker.call(run_mode, path, mode, SLICE_S)
+            reading = worker.call(run_mode, path, mode, config.slice_s)
             inference_s.append(reading.cpu_s / reading.num_images * len(files))
             decoding_s.append(worker.call(decode_cpu_s, cycle, subject.spec.image) / len(cycle) * len(files))
             started = time.perf_counter()

@@ -68,6 +68,7 @@ def test_moderate_is_compared_with_its_parts(tmp_path: Path) -> None:
         images=folder,
         num_images=6,
         rounds=1,
+        slice_s=0.1,
         out=tmp_path / "m",
     )
     assert main(config) in (0, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from benchmarks.environment import ROOT
 from benchmarks.latency import LatencyConfig, main
 from benchmarks.latency_page import knee
+from benchmarks.perf_analyzer import PerfAnalyzerError, read_profile
 from benchmarks.results import Point, read_result
 from serve.server import TritonServer
 from tests.small_model import build_repository, small_config
@@ -118,3 +121,30 @@ def test_knee_is_where_throughput_stops_growing() -> None:
         for callers, rate in rates.items()
     ]
     assert knee(points).settings["concurrency"] == 4
+
+
+def test_a_profile_of_perf_analyzer_becomes_the_same_kind_of_point(tmp_path: Path) -> None:
+    """Time stamps in nanoseconds become raw latencies; a file of another form is a clear error."""
+    requests = [
+        {"timestamp": start, "response_timestamps": [start + 5_000_000]} for start in range(0, 10**9, 10**8)
+    ]
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps({"experiments": [{"requests": requests}]}))
+    point = read_profile(path, {"batch_size": 2, "concurrency": 1}, {})
+    assert point.samples["latency_ms"] == [5.0] * 10
+    assert point.number("num_images") == 20
+    assert point.number("images_per_s") == pytest.approx(20 / 0.905)
+    path.write_text("{}")
+    with pytest.raises(PerfAnalyzerError, match="not readable"):
+        read_profile(path, {}, {})
+
+
+def test_perf_analyzer_that_is_not_there_is_named(
+    triton: TritonServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message says what to install."""
+    if shutil.which("perf_analyzer"):
+        pytest.skip("perf_analyzer is installed here")
+    with pytest.raises(SystemExit):
+        main(dataclasses.replace(QUICK, url=triton.grpc_url, engine="perf_analyzer"))
+    assert "pip install perf-analyzer" in capsys.readouterr().err
