@@ -74,7 +74,7 @@ class Augment:
         )
         # A turned or stretched square must still fit: shrink by what its bounding box grew.
         fit = (angle.cos() + angle.sin().abs()) * torch.maximum(stretch, 1.0 / stretch)
-        scale = torch.where(plain, scale, torch.minimum(scale, 1.05 / fit))
+        scale = torch.where(plain, scale, torch.minimum(scale, 1.0 / fit))
         room = (1.0 - scale * fit).clamp(min=0.0)
         shift = (2.0 * _uniform(generator, num, 2) - 1.0) * room[:, None]
         turn = torch.stack(

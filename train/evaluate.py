@@ -32,12 +32,12 @@ class Scored:
     @property
     def unsafe(self) -> NDArray[np.float32]:
         """Whether an image shows any policy label, 0 or 1, [num_images]."""
-        return (self.truth[:, self.harmful].max(1) > 0.5).astype(np.float32)
+        return np.asarray(self.truth[:, self.harmful].max(1) > 0.5, dtype=np.float32)
 
     @property
     def worst(self) -> NDArray[np.float32]:
         """Largest score of a policy label, [num_images]."""
-        return np.asarray(self.scores[:, self.harmful].max(1), np.float32)
+        return np.asarray(np.max(self.scores[:, self.harmful], axis=1), dtype=np.float32)
 
 
 def evaluate(scored: Scored, policy: Policy, prevalence: float) -> dict[str, Any]:

@@ -28,6 +28,19 @@ from train.model import ModerationModel
 from train.pixels import worst_view
 
 CHECKPOINTS = "checkpoints"
+EXPECTED = "|".join(
+    (
+        ".*does not have many workers",  # images are decoded already, or the user chose the number
+        ".*exists and is not empty",  # the start weights are there, and so are checkpoints to go on from
+        ".*smaller than the logging interval",
+        ".*available but not used",
+        ".*deterministic",  # what has no deterministic form runs all the same
+        ".*lr_scheduler.step",  # a step that float16 skipped
+        ".*in eval mode",  # frozen normalisation is meant
+        ".*LeafSpec",  # Lightning 2.6 with torch 2.14
+    )
+)
+"""Warnings of Lightning and torch that tell a user nothing."""
 
 
 class Classifier(lightning.LightningModule):
@@ -45,20 +58,22 @@ class Classifier(lightning.LightningModule):
         """One step on layers uint8 [N, 4, S, S]; stops with a clear error when the loss is no number."""
         layers, targets, weight = batch
         generator = step_generator(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(generator.initial_seed())  # what dropout and stochastic depth draw from
         images = self.augment(layers, generator)
         if self.config.mixup > 0.0:
             images, targets = mix(images, targets, self.config.mixup, generator)
         loss = self.criterion(self.model.logits(images), targets, weight.float())
         if not torch.isfinite(loss):
             raise TrainError(
-                f"the loss became {float(loss)} in epoch {self.current_epoch}, step {batch_idx}: lower learning_rate "
+                f"the loss became {float(loss.detach())} in epoch {self.current_epoch}, step {batch_idx}: lower learning_rate "
                 f"(now {self.config.learning_rate}) or train with --precision float32; the last good checkpoint is kept"
             )
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(layers), sync_dist=True)
         return loss
 
     def on_train_epoch_start(self) -> None:
-        """Keep what is frozen as it was: Lightning has just put everything into training mode."""
+        """Set the modes anew: Lightning keeps those it found, which are evaluation's after a probe."""
+        self.model.train()
         freeze(self.model, self.config)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> None:
@@ -137,7 +152,9 @@ def fit(classifier: Classifier, loaders: Loaders) -> bool:
     checkpoint = last_checkpoint(folder) if config.resume else None
     trainer = make_trainer(config, validate=len(loaders.early_stop) > 0)
     try:
-        trainer.fit(classifier, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=EXPECTED)
+            trainer.fit(classifier, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, KeyError) as error:
         if checkpoint is None or trainer.global_step:
             raise

@@ -61,11 +61,14 @@ def _ratio(above: Floats, below: Floats, empty: float = np.nan) -> Floats:
 def macro(
     metric: Metric, scores: NDArray[np.float32], targets: NDArray[np.float32], weights: Floats
 ) -> Floats:
-    """Mean of a metric over the labels that have both kinds: scores and targets [num_images, num_labels]."""
+    """Mean of a metric over the labels that have both kinds: scores and targets [num_images, num_labels].
+
+    A resample that lost all positives of a label is NaN, which intervals leave out: its mean would be over fewer labels.
+    """
     with np.errstate(invalid="ignore"):
         values = [metric(scores[:, label], targets[:, label], weights) for label in range(scores.shape[1])]
     known = [value for value in values if not np.isnan(value[0])]
-    return np.nanmean(known, axis=0) if known else np.full(len(weights), np.nan)
+    return np.mean(known, axis=0) if known else np.full(len(weights), np.nan)
 
 
 def resampled(groups: Sequence[str], *, num: int = NUM_RESAMPLES, seed: int = 0) -> Floats:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,10 +127,7 @@ def _learn(
         start = _start(classifier, loaders)
     if not task.config.epochs:
         return 0.0, start
-    with timed(seconds, "fine_tune"), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*(does not have many workers|available in the|deterministic).*"
-        )
+    with timed(seconds, "fine_tune"):
         goes_on = fit(classifier, loaders)
     model.to("cpu")
     if not goes_on:

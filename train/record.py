@@ -10,14 +10,29 @@ import platform
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train.config import TrainConfig
 from train.data import Example
+from train.errors import RunError
 from train.evaluate import Scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImages:
+    """One split out of scores.csv."""
+
+    scored: Scored
+    paths: tuple[Path, ...]
+    shown: tuple[str, ...]
+    """True labels of each image, separated by ";"."""
+
 
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "safetensors")
 SCORES_FILE = "scores.csv"
@@ -82,13 +97,41 @@ def commit() -> str | None:
 
 
 def save_scores(run: Path, splits: Mapping[str, tuple[Sequence[Example], Scored]]) -> None:
-    """Write scores.csv: one row an image of the held-out splits, with its truth and calibrated scores."""
+    """Write scores.csv: one row an image of the held-out splits, with its truth, plain and calibrated scores."""
     with (run / SCORES_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         labels = next(iter(splits.values()))[1].labels
-        writer.writerow(["split", "path", "group", "source", "labels", *labels])
+        before = [f"before calibration: {label}" for label in labels]
+        writer.writerow(["split", "path", "group", "source", "labels", *labels, *before])
         for split, (examples, scored) in splits.items():
-            for example, row in zip(examples, scored.scores, strict=True):
-                scores = [f"{value:.6g}" for value in row]
+            for example, row in zip(examples, np.hstack([scored.scores, scored.raw]), strict=True):
+                scores = [f"{value:.7g}" for value in row]
                 shown = ";".join(example.labels)
                 writer.writerow([split, example.path, example.group, example.source, shown, *scores])
+
+
+def load_scores(run: Path, exempt: frozenset[str] = frozenset({"neutral"})) -> dict[str, ScoredImages]:
+    """Read what `save_scores` wrote, by split. Raises RunError."""
+    try:
+        with (run / SCORES_FILE).open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run / SCORES_FILE} cannot be read: {error}") from error
+    num_labels = (len(header) - 5) // 2
+    labels = tuple(header[5 : 5 + num_labels])
+    found = {}
+    for split in dict.fromkeys(row[0] for row in rows):
+        chosen = [row for row in rows if row[0] == split]
+        values = np.array([row[5:] for row in chosen], np.float32)
+        truth = [[float(label in row[4].split(";")) for label in labels] for row in chosen]
+        scored = Scored(
+            labels=labels,
+            scores=values[:, :num_labels],
+            raw=values[:, num_labels:],
+            truth=np.array(truth, np.float32),
+            groups=tuple(row[2] for row in chosen),
+            harmful=np.array([label not in exempt for label in labels]),
+        )
+        paths = tuple(Path(row[1]) for row in chosen)
+        found[split] = ScoredImages(scored=scored, paths=paths, shown=tuple(row[4] for row in chosen))
+    return found

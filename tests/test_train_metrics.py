@@ -1,0 +1,98 @@
+"""Metrics against scikit-learn, intervals against known spreads, calibration against simulated truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from train import metrics
+from train.backbones import build_backbone
+from train.calibrate import calibrate
+from train.model import ModerationModel
+from train.reliability import calibration_error
+
+
+def draw(num: int = 300, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scores with ties, and targets that go with them."""
+    rng = np.random.default_rng(seed)
+    target = (rng.random(num) < 0.2).astype(np.float32)
+    scores = np.round(rng.normal(target, 1.0), 1).astype(np.float32)
+    return scores, target
+
+
+def test_metrics_are_scikit_learns() -> None:
+    """AUROC and average precision agree with scikit-learn on tied scores, also with weights."""
+    scores, target = draw()
+    weights = np.stack([np.ones(300), np.random.default_rng(1).integers(0, 4, 300).astype(float)])
+    for metric, reference in (
+        (metrics.auroc, roc_auc_score),
+        (metrics.average_precision, average_precision_score),
+    ):
+        expected = [reference(target, scores, sample_weight=row) for row in weights]
+        np.testing.assert_allclose(metric(scores, target, weights), expected, rtol=1e-9)
+
+
+def test_metrics_without_both_kinds_are_not_defined() -> None:
+    """No positives: NaN, None in JSON, and macro leaves the label out."""
+    scores, target = draw()
+    ones = np.ones((3, 300))
+    assert np.isnan(metrics.auroc(scores, np.zeros(300, np.float32), ones)).all()
+    assert metrics.interval(np.full(5, np.nan)) == {"value": None, "low": None, "high": None}
+    both = np.stack([target, np.zeros(300, np.float32)], 1)
+    macro = metrics.macro(metrics.average_precision, np.stack([scores, scores], 1), both, ones)
+    assert macro[0] == pytest.approx(average_precision_score(target, scores))
+
+
+def test_recall_at_false_positive_rate() -> None:
+    """With ten negatives at most one may be flagged at 10 %."""
+    scores = np.r_[np.linspace(0.1, 1.0, 10), [0.95, 0.85, 0.05]].astype(np.float32)
+    target = np.r_[np.zeros(10), np.ones(3)].astype(np.float32)
+    assert metrics.recall_at(0.1)(scores, target, np.ones((1, 13)))[0] == pytest.approx(1 / 3)
+
+
+def test_intervals_resample_groups() -> None:
+    """Ten copies of each image in a group do not make an interval narrower; as images of their own they would."""
+    scores, target = draw(120)
+    repeated = np.repeat(scores, 10), np.repeat(target, 10)
+    groups = [str(index // 10) for index in range(1200)]
+    grouped = metrics.interval(metrics.auroc(*repeated, metrics.resampled(groups)))
+    single = metrics.interval(metrics.auroc(scores, target, metrics.resampled([str(i) for i in range(120)])))
+    naive = metrics.interval(metrics.auroc(*repeated, metrics.resampled([str(i) for i in range(1200)])))
+
+    def width(found: dict[str, float | None]) -> float:
+        assert found["high"] is not None
+        assert found["low"] is not None
+        return found["high"] - found["low"]
+
+    assert width(grouped) == pytest.approx(width(single), rel=0.25)
+    assert width(naive) < 0.5 * width(grouped)
+
+
+def test_calibration_error_takes_chance_off() -> None:
+    """Calibrated scores: plain ECE is above zero, the debiased one near it, the test does not object; halved scores: it does."""
+    rng = np.random.default_rng(3)
+    scores = rng.beta(0.4, 1.6, 400).astype(np.float32)
+    truth = (rng.random(400) < scores).astype(np.float32)
+    fine = calibration_error(scores, truth)
+    assert fine["ece"] > 0.015
+    assert fine["ece_debiased"] < 0.015
+    assert fine["p_value"] > 0.05
+    assert calibration_error(scores**2, truth)["p_value"] < 0.01
+
+
+def test_calibration_finds_slope_and_offset() -> None:
+    """Logits that were stretched and shifted come back as probabilities that hold; slopes stay positive on noise."""
+    rng = np.random.default_rng(4)
+    z = rng.normal(-1.0, 2.0, (4000, 2))
+    truth = (rng.random(z.shape) < 1.0 / (1.0 + np.exp(-z))).astype(np.float32)
+    truth[:, 1] = rng.random(4000) < 0.3
+    model = ModerationModel(build_backbone("squeezenet1_1"), num_labels=2)
+    calibrate(model, (3.0 * z + 2.0).astype(np.float32), truth)
+    assert float(model.scale[0]) == pytest.approx(1 / 3, rel=0.1)
+    assert float(model.bias[0]) == pytest.approx(-2 / 3, abs=0.15)
+    assert float(model.scale.min()) > 0.0
+    scores = model.scores(torch.from_numpy(3.0 * z + 2.0)).numpy()
+    assert scores[:, 0].mean() == pytest.approx(truth[:, 0].mean(), abs=0.02)

@@ -1,0 +1,204 @@
+"""Whole training runs on drawn shapes: files, determinism, kill and resume, and errors in plain words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moderation_client.policy import Policy
+from tests.small_run import small_manifest
+from train.__main__ import main
+from train.model import load_run
+from train.record import load_scores
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--image-size",
+    "32",
+    "--epochs",
+    "3",
+    "--precision",
+    "float32",
+    "--ema-decay",
+    "0.9",
+    "--accelerator",
+    "cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred drawn shapes."""
+    return small_manifest(tmp_path_factory.mktemp("shapes"), num_groups=100, side=32)
+
+
+@pytest.fixture(scope="module")
+def runs(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, `first`."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert train(folder, manifest, "first") == 0
+    return folder
+
+
+def train(runs: Path, manifest: Path, name: str, *more: str) -> int:
+    """Train in this process; the command line's exit status."""
+    return main(["--name", name, "--runs", str(runs), "--data", str(manifest), *SMALL, *more])
+
+
+def results(run: Path) -> dict[str, Any]:
+    """metrics.json without what a clock decides."""
+    found: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    found.pop("seconds")
+    return found
+
+
+def test_run_has_everything_and_learns(runs: Path) -> None:
+    """All files are there, shapes are told apart, every figure has an interval, the page needs no network."""
+    run = runs / "first"
+    loaded = load_run(run)
+    assert loaded.record["data"]["sha256"]
+    assert loaded.spec.training_record is not None
+    found = results(run)
+    for split in ("test", "unseen"):
+        area = found["splits"][split]["auroc"]
+        assert area["value"] > 0.9
+        assert area["low"] <= area["value"] <= area["high"]
+    assert set(found["frozen_features"]) == {"test", "unseen"}
+    page = (run / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert 'src="http' not in page
+    assert page.count("<svg") >= 4
+    assert {path.name for path in (run / "logs").iterdir()} == {"csv", "tensorboard"}
+
+
+def test_scores_file_is_what_the_model_says(runs: Path, manifest: Path) -> None:
+    """scores.csv holds the loaded model's scores of the decoded views, the worst one of each image."""
+    from train.data import in_split, read_manifest
+    from train.scoring import image_logits, probabilities
+
+    loaded = load_run(runs / "first")
+    examples = in_split(read_manifest(manifest), "test")
+    scores = probabilities(loaded.model, image_logits(loaded.model, examples, loaded.spec.image))
+    kept = load_scores(runs / "first")["test"].scored.scores
+    assert abs(kept - scores).max() < 1e-5
+
+
+def test_too_few_examples_are_not_decided(runs: Path) -> None:
+    """Twenty images prove nothing at the default targets: everything is reviewed, and the evidence says what is needed."""
+    policy = Policy.load(runs / "first" / "policy.json")
+    for threshold in policy.thresholds.values():
+        assert (threshold.review, threshold.block) == (0.0, None)
+        assert threshold.evidence["missed"]["num_needed_without_error"] == 59
+
+
+def test_same_seed_gives_the_same_metrics(runs: Path, manifest: Path) -> None:
+    """Twice the same seed: the same figures to the last digit; another seed: others."""
+    assert train(runs, manifest, "again") == 0
+    assert results(runs / "again") == results(runs / "first")
+    assert train(runs, manifest, "other", "--seed", "1") == 0
+    assert results(runs / "other") != results(runs / "first")
+
+
+def test_killed_run_resumes_to_the_same_metrics(runs: Path, manifest: Path) -> None:
+    """SIGKILL after the first epoch, --resume, and the figures are those of the unbroken run."""
+    command = [
+        sys.executable,
+        "-m",
+        "train",
+        "--name",
+        "killed",
+        "--runs",
+        str(runs),
+        "--data",
+        str(manifest),
+        *SMALL,
+    ]
+    # Slow enough to be killed between two epochs: one image a step changes nothing that is compared.
+    with (runs / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **_threads()}
+        )
+        checkpoints = runs / "killed" / "checkpoints"
+        deadline = time.monotonic() + 120.0
+        while not list(checkpoints.glob("epoch-*.ckpt")) and process.poll() is None:
+            assert time.monotonic() < deadline, (runs / "killed.log").read_text()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+    assert list(checkpoints.glob("epoch-*.ckpt"))
+    (runs / "killed" / "metrics.json").unlink(missing_ok=True)
+    assert train(runs, manifest, "killed", "--resume") == 0
+    assert results(runs / "killed") == results(runs / "first")
+
+
+def _threads() -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def test_corrupt_checkpoint_is_explained(
+    runs: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two checkpoints the broken one is passed over; when none can be read the error says to delete them."""
+    folder = runs / "again" / "checkpoints"
+    (kept,) = folder.glob("epoch-*.ckpt")
+    (folder / "epoch-999.ckpt").write_bytes(kept.read_bytes()[:1000])
+    assert train(runs, manifest, "again", "--resume") == 0
+    assert "trying the one before" in capsys.readouterr().out
+    for path in folder.glob("epoch-*.ckpt"):
+        path.write_bytes(b"broken")
+    assert train(runs, manifest, "again", "--resume") == 1
+    assert "no checkpoint in" in capsys.readouterr().err
+
+
+def test_loss_that_is_no_number_stops_training(
+    runs: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate beyond all bounds ends with a sentence, not with a model of NaN."""
+    status = train(
+        runs, manifest, "diverged", "--learning-rate", "1e30", "--clip-norm", "0", "--ema-decay", "0"
+    )
+    assert status == 1
+    assert "the loss became" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", "-1"), "epochs must be 0 or more, got -1"),
+        (("--backbone", "resnet"), "backbone 'resnet' is not known"),
+        (("--weights", "none.pth"), "none.pth cannot be read"),
+        (("--data", "nowhere.csv"), "nowhere.csv does not exist"),
+        (("--name", "a/b"), "must be a folder name"),
+        (("--targets", "nowhere.toml"), "nowhere.toml cannot be read"),
+    ],
+)
+def test_wrong_options_are_explained(
+    runs: Path, manifest: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 1 and one sentence that names the value."""
+    assert train(runs, manifest, "wrong", *options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_multiclass_run_trains(runs: Path, manifest: Path) -> None:
+    """Classes that exclude each other: harmless images become `neutral`, scores sum to one, neutral is not moderated."""
+    lines = manifest.read_text().replace("circle;star", "star").splitlines()
+    other = manifest.with_name("multiclass.csv")
+    other.write_text("\n".join(lines) + "\n")
+    assert train(runs, other, "classes", "--task", "multiclass", "--loss", "focal", "--mixup", "0.2") == 0
+    loaded = load_run(runs / "classes")
+    assert loaded.spec.labels == ("circle", "neutral", "star")
+    assert set(loaded.policy.thresholds) == {"circle", "star"}
+    scores = load_scores(runs / "classes")["test"].scored.scores
+    assert abs(scores.sum(1) - 1.0).max() < 1e-4
