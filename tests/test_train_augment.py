@@ -14,6 +14,7 @@ from train.augment import Augment, Strength
 from train.data import Example
 from train.errors import DataError
 from train.pixels import all_views, collate_views, layered, worst_view
+from train.sampling import Draw
 
 
 def square(side: int = 64) -> torch.Tensor:
@@ -54,9 +55,7 @@ def test_nothing_leaves_the_frame() -> None:
     layers = torch.zeros(256, 4, 64, 64, dtype=torch.uint8)
     layers[:, 3] = 255
     augment = Augment(size=64, strength=Strength(plain=0.0))
-    moved = augment._move(
-        layers.float(), torch.zeros(256, dtype=torch.bool), torch.Generator().manual_seed(0)
-    )
+    moved = augment._move(layers.float(), torch.zeros(256, dtype=torch.bool), Draw(seed=0, epoch=0, step=0))
     border = torch.cat([moved[:, 3, 0], moved[:, 3, -1], moved[:, 3, :, 0], moved[:, 3, :, -1]], 1)
     # A full square may touch the frame with an edge or a corner, never lie across it: its area is kept.
     area = moved[:, 3].sum((1, 2)) / 255.0
@@ -67,7 +66,7 @@ def test_nothing_leaves_the_frame() -> None:
 def test_hidden_art_gets_a_ground_it_stands_out_from() -> None:
     """A black square is never left on black: in every draw some pixels differ from the ground by the contrast."""
     augment = Augment(size=64, strength=Strength(recolour=0.0, invert=0.0, grey=0.0, soften=0.0, noise=0.0))
-    images = augment(square().expand(256, -1, -1, -1), torch.Generator().manual_seed(1))
+    images = augment(square().expand(256, -1, -1, -1), Draw(seed=1, epoch=0, step=0))
     spread = images.mean(3).flatten(1)
     assert float((spread.amax(1) - spread.amin(1)).min()) > 24.0
 
@@ -77,7 +76,7 @@ def test_augmentation_is_a_function_of_the_generator() -> None:
     augment = Augment(size=32)
     layers = torch.randint(0, 256, (16, 4, 64, 64), dtype=torch.uint8)
     layers[:, :3] = torch.minimum(layers[:, :3], layers[:, 3:])
-    first, second, other = (augment(layers, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    first, second, other = (augment(layers, Draw(seed=seed, epoch=0, step=0)) for seed in (3, 3, 4))
     assert first.shape == (16, 32, 32, 3)
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -93,3 +92,14 @@ def test_worst_view_is_the_maximum_of_each_image() -> None:
     assert targets.tolist() == [[0, 0], [1, 1]]
     values = torch.tensor([[0.1, 0.9], [0.5, 0.2], [0.3, 0.3]])
     np.testing.assert_allclose(worst_view(values, counts), [[0.5, 0.9], [0.3, 0.3]])
+
+
+def test_two_processes_draw_what_one_draws() -> None:
+    """Rank r of two gets every second row of the batch that one process would see."""
+    augment = Augment(size=32, strength=Strength(noise=0.0))
+    layers = torch.randint(0, 256, (8, 4, 32, 32), dtype=torch.uint8)
+    whole = augment._move(layers.float(), torch.zeros(8, dtype=torch.bool), Draw(seed=0, epoch=2, step=3))
+    for rank in range(2):
+        draw = Draw(seed=0, epoch=2, step=3, rank=rank, num_replicas=2)
+        half = augment._move(layers[rank::2].float(), torch.zeros(4, dtype=torch.bool), draw)
+        assert torch.equal(half, whole[rank::2])

@@ -6,7 +6,6 @@ the last finished epoch sees what the unbroken run saw.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import pickle
 import warnings
@@ -26,6 +25,7 @@ from train.loaders import Loaders
 from train.losses import Criterion, mix
 from train.model import ModerationModel
 from train.pixels import worst_view
+from train.sampling import Draw
 
 CHECKPOINTS = "checkpoints"
 EXPECTED = "|".join(
@@ -57,11 +57,17 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """One step on layers uint8 [N, 4, S, S]; stops with a clear error when the loss is no number."""
         layers, targets, weight = batch
-        generator = step_generator(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(generator.initial_seed())  # what dropout and stochastic depth draw from
-        images = self.augment(layers, generator)
+        draw = Draw(
+            seed=self.config.seed,
+            epoch=self.current_epoch,
+            step=batch_idx,
+            rank=self.global_rank,
+            num_replicas=self.trainer.world_size,
+        )
+        torch.manual_seed(draw.generator.initial_seed())  # what dropout and stochastic depth draw from
+        images = self.augment(layers, draw)
         if self.config.mixup > 0.0:
-            images, targets = mix(images, targets, self.config.mixup, generator)
+            images, targets = mix(images, targets, self.config.mixup, draw)
         loss = self.criterion(self.model.logits(images), targets, weight.float())
         if not torch.isfinite(loss):
             raise TrainError(
@@ -103,12 +109,6 @@ class Classifier(lightning.LightningModule):
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generator:
-    """Random numbers that depend on nothing but where training stands."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{step}/{rank}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def freeze(model: ModerationModel, config: TrainConfig) -> None:

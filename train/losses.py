@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from moderation_client.contract import Task
 from train.config import Loss
+from train.sampling import Draw
 
 FOCAL_GAMMA = 2.0
 MOST_WEIGHT = 10.0
@@ -65,18 +66,13 @@ def draw_weights(targets: NDArray[np.float32], balance: float) -> NDArray[np.flo
     return np.asarray(weights / weights.sum())
 
 
-def mix(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mix(images: Tensor, targets: Tensor, alpha: float, draw: Draw) -> tuple[Tensor, Tensor]:
     """MixUp (Zhang et al., 2018): blend each image [N, H, W, 3] and its targets with another's."""
-    first, second = (_gamma(alpha, generator) for _ in range(2))
-    share = first / (first + second)
+    seed = int(torch.randint(2**31, (1,), generator=draw.generator))
+    share = float(np.random.default_rng(seed).beta(alpha, alpha))
     share = max(share, 1.0 - share)
-    order = torch.randperm(len(images), generator=generator).to(images.device)
+    order = torch.randperm(len(images), generator=draw.generator).to(images.device)
     return (
         share * images + (1.0 - share) * images[order],
         share * targets + (1.0 - share) * targets[order],
     )
-
-
-def _gamma(alpha: float, generator: torch.Generator) -> float:
-    seed = int(torch.randint(2**31, (1,), generator=generator))
-    return float(np.random.default_rng(seed).gamma(alpha)) + 1e-12

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from moderation_client.contract import Task
 from train.loaders import Loaders
-from train.loop import Classifier, freeze, step_generator
+from train.loop import Classifier, freeze
+from train.sampling import Draw
 
-PENALTY = 1e-4
+PENALTY = 1e-2
 """Weight of the squared head in the probe's loss, as multiple of the features' variance."""
 STEPS = 200
 PROBE_EPOCH = 1_000_000
@@ -38,8 +39,8 @@ def _features(classifier: Classifier, loaders: Loaders) -> tuple[Tensor, Tensor]
     for epoch in range(config.probe_epochs):
         loader.sampler.set_epoch(PROBE_EPOCH + epoch)  # type: ignore[attr-defined]
         for step, (layers, target, _) in enumerate(loader):
-            generator = step_generator(config.seed, PROBE_EPOCH + epoch, step, 0)
-            images = classifier.augment(layers, generator)
+            draw = Draw(seed=config.seed, epoch=PROBE_EPOCH + epoch, step=step)
+            images = classifier.augment(layers, draw)
             with torch.inference_mode():
                 features.append(model.eval().features(images).float())
             targets.append(target)

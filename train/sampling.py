@@ -1,11 +1,18 @@
-"""Which training images each process sees in an epoch: a function of seed, epoch and rank alone, so that resuming repeats it."""
+"""Every random choice of training as a function of seed, epoch, step and place in the batch, and of nothing else.
+
+So a resumed run repeats what the unbroken one saw, and two processes with half the batch see what one saw with all of it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
@@ -40,3 +47,26 @@ class EpochSampler(Sampler[int]):
         num = len(self.probabilities)
         order = rng.choice(num, num, p=self.probabilities) if self.balanced else rng.permutation(num)
         return iter(order[self.rank : len(self) * self.num_replicas : self.num_replicas].tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Random numbers of one step: those of the whole batch over all processes, of which each takes its rows."""
+
+    seed: int
+    epoch: int
+    step: int
+    rank: int = 0
+    num_replicas: int = 1
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Seed the generator from where training stands."""
+        digest = hashlib.sha256(f"{self.seed}/{self.epoch}/{self.step}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        object.__setattr__(self, "generator", generator)
+
+    def uniform(self, num: int, *shape: int) -> Tensor:
+        """Numbers 0..1, float32 [num, *shape], for the images of this process."""
+        everyone = torch.rand((num * self.num_replicas, *shape), generator=self.generator)
+        return everyone[self.rank :: self.num_replicas]
