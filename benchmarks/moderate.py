@@ -11,7 +11,7 @@ import itertools
 import statistics
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
@@ -23,7 +23,7 @@ from benchmarks.in_process import modes, run_mode
 from benchmarks.report import Page, number, text_table
 from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
 from benchmarks.serving import VariantError
-from benchmarks.subject import SubjectConfig, fail, open_subject, print_bars, same_file
+from benchmarks.subject import Subject, SubjectConfig, fail, open_subject, print_bars, same_file
 from benchmarks.worker import Worker
 from moderation_client import ModerationClient
 from moderation_client.contract import ImageSpec
@@ -69,47 +69,84 @@ def decode_cpu_s(stop: threading.Event, files: list[bytes], spec: ImageSpec) -> 
     return time.process_time() - started
 
 
+@dataclass(kw_only=True)
+class Rounds:
+    """What was measured, a value a round."""
+
+    num_images: int
+    num_cores: int
+    decoding_cpu_s: list[float] = field(default_factory=list)
+    inference_cpu_s: list[float] = field(default_factory=list)
+    wall_s: list[float] = field(default_factory=list)
+
+    @property
+    def ideal_s(self) -> list[float]:
+        """Wall time with perfect overlap on every core."""
+        pairs = zip(self.decoding_cpu_s, self.inference_cpu_s, strict=True)
+        return [(decoding + inference) / self.num_cores for decoding, inference in pairs]
+
+    def point(self) -> Point:
+        """Turn it into a point of a result."""
+        names = ("decoding_cpu_s", "inference_cpu_s", "ideal_s", "wall_s")
+        return Point(
+            settings={"num_images": self.num_images}, samples={name: getattr(self, name) for name in names}
+        )
+
+    def bar(self) -> Bar:
+        """Judge the whole against its parts."""
+        ratios = [wall / ideal for wall, ideal in zip(self.wall_s, self.ideal_s, strict=True)]
+        return Bar(
+            name=f"moderate() of {self.num_images} JPEGs, wall time ÷ CPU time of its parts / {self.num_cores} cores",
+            measured=statistics.median(ratios),
+            low=min(ratios),
+            high=max(ratios),
+            limit=LIMIT,
+            sense="at_most",
+        )
+
+
+def run_round(
+    config: ModerateConfig,
+    rounds: Rounds,
+    files: list[bytes],
+    subject: Subject,
+    worker: Worker,
+    client: ModerationClient,
+) -> None:
+    """Measure inference alone, decoding alone, and the whole. Raises TargetError when an image was not judged."""
+    path = same_file(subject, config.repository)
+    mode = modes(rounds.num_cores)[-1]  # a worker a core: inference at its cheapest
+    cycle = files[: min(len(files), NUM_OF_EACH * len(SIZES))]
+    reading = worker.call(run_mode, path, mode, config.slice_s)
+    rounds.inference_cpu_s.append(reading.cpu_s / reading.num_images * len(files))
+    rounds.decoding_cpu_s.append(
+        worker.call(decode_cpu_s, cycle, subject.spec.image) / len(cycle) * len(files)
+    )
+    started = time.perf_counter()
+    verdicts = client.moderate(files, timeout_s=600.0)
+    rounds.wall_s.append(time.perf_counter() - started)
+    broken = [verdict for verdict in verdicts if verdict.error is not None]
+    if broken:
+        raise TargetError(f"{len(broken)} of {len(files)} images were not judged: {broken[0].error}")
+
+
 def measure(config: ModerateConfig) -> Result:
     """Measure parts and whole in turns. Raises TargetError, VariantError or CorpusError."""
     started_at = datetime.datetime.now(datetime.timezone.utc)
     files = mixed_files(config)
-    cycle = files[: min(len(files), NUM_OF_EACH * len(SIZES))]
-    num_cores = max(1, int(cpu_quota()))
-    mode = modes(num_cores)[-1]  # a worker a core: inference at its cheapest
-    ideal_s, wall_s, decoding_s, inference_s = [], [], [], []
+    rounds = Rounds(num_images=len(files), num_cores=max(1, int(cpu_quota())))
     with open_subject(config) as subject, Worker() as worker, ModerationClient(subject.address.url) as client:
-        path = same_file(subject, config.repository)
         client.moderate(files[:16])
         for _ in range(config.rounds):
-            reading = worker.call(run_mode, path, mode, config.slice_s)
-            inference_s.append(reading.cpu_s / reading.num_images * len(files))
-            decoding_s.append(worker.call(decode_cpu_s, cycle, subject.spec.image) / len(cycle) * len(files))
-            started = time.perf_counter()
-            verdicts = client.moderate(files, timeout_s=600.0)
-            wall_s.append(time.perf_counter() - started)
-            ideal_s.append((decoding_s[-1] + inference_s[-1]) / num_cores)
-            broken = [verdict for verdict in verdicts if verdict.error is not None]
-            if broken:
-                raise TargetError(f"{len(broken)} of {len(files)} images were not judged: {broken[0].error}")
+            run_round(config, rounds, files, subject, worker, client)
         environment = capture_environment(server=subject.server, model=subject.model)
-    samples = {
-        "wall_s": wall_s,
-        "ideal_s": ideal_s,
-        "decoding_cpu_s": decoding_s,
-        "inference_cpu_s": inference_s,
-    }
-    point = Point(settings={"num_images": len(files), "mode": mode.name}, samples=samples)
-    ratios = [wall / ideal for wall, ideal in zip(wall_s, ideal_s, strict=True)]
-    bar = Bar(
-        name=f"moderate() of {len(files)} JPEGs, wall time ÷ (decoding + inference CPU time) / {num_cores} cores",
-        measured=statistics.median(ratios),
-        low=min(ratios),
-        high=max(ratios),
-        limit=LIMIT,
-        sense="at_most",
-    )
     return make_result(
-        "moderate", config, [point], bars=[bar], environment=environment, started_at=started_at
+        "moderate",
+        config,
+        [rounds.point()],
+        bars=[rounds.bar()],
+        environment=environment,
+        started_at=started_at,
     )
 
 

@@ -25,6 +25,7 @@ from serve.errors import ServeError
 from serve.server import TritonServer
 
 INTRA_OP = "intra_op_thread_count"
+EXIT_TIMEOUT_S = 5.0
 
 
 class VariantError(Exception):
@@ -164,21 +165,7 @@ def serving(
         where = repository
         if settings is not None:
             where = copy_variant(repository, Path(folder) / "repository", settings)
-        config = ServerConfig(
-            repository=where.resolve(),
-            load_models=models,
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
-            exit_timeout_s=5.0,
-        )
-        try:
-            server = TritonServer(config)
-            server.start()
-        except ServeError as error:
-            raise VariantError(
-                f"the server did not start with {settings or 'its own settings'}: {error}"
-            ) from error
+        server = _started(where, models, settings)
         try:
             yield Running(
                 address=Address(url=server.grpc_url, headers=server.admin_headers),
@@ -187,3 +174,22 @@ def serving(
             )
         finally:
             server.stop()
+
+
+def _started(repository: Path, models: tuple[str, ...], settings: Settings | None) -> TritonServer:
+    config = ServerConfig(
+        repository=repository.resolve(),
+        load_models=models,
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        exit_timeout_s=EXIT_TIMEOUT_S,
+    )
+    try:
+        server = TritonServer(config)
+        server.start()
+    except ServeError as error:
+        raise VariantError(
+            f"the server did not start with {settings or 'its own settings'}: {error}"
+        ) from error
+    return server

@@ -159,6 +159,12 @@ def measure(config: StagesConfig) -> Result:
             path.write_bytes(file)
         clock = run(config, subject, paths)
         environment = capture_environment(server=subject.server, model=subject.model)
+    points, bar = judge(clock)
+    return make_result("stages", config, points, bars=[bar], environment=environment, started_at=started_at)
+
+
+def judge(clock: Clock) -> tuple[list[Point], Bar]:
+    """Give one point a stage, the whole last, and whether they add up."""
     means = stage_means(clock)
     whole = float(np.mean(clock.samples["whole"]))
     points = [
@@ -183,7 +189,7 @@ def measure(config: StagesConfig) -> Result:
         limit=LIMIT,
         sense="at_most",
     )
-    return make_result("stages", config, points, bars=[bar], environment=environment, started_at=started_at)
+    return points, bar
 
 
 HEADER = ("stage", "mean ms", "share")

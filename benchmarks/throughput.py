@@ -154,6 +154,18 @@ class Session:
             for multiple in (1.0, 2.0, 3.0):
                 self.offer(multiple * capacity_per_s, "overload", multiple)
 
+    def run(self) -> bool:
+        """Do everything that was asked for; True when Ctrl-C cut it short."""
+        try:
+            for rate in self.config.rates:
+                self.offer(rate, "given")
+            best = max(self.config.rates) if self.config.rates else self.search()
+            if self.config.overload and best:
+                self.overload(best)
+        except (KeyboardInterrupt, Interrupted):
+            return True
+        return False
+
     def points(self) -> list[Point]:
         """Everything that was offered."""
         return [
@@ -195,7 +207,6 @@ def measure(config: ThroughputConfig) -> Result:
     """Run everything that was asked for. Raises TargetError, VariantError, CorpusError or WorkerError."""
     started_at = datetime.datetime.now(datetime.timezone.utc)
     files = load_files(config.images, num_images=config.num_images)
-    interrupted = False
     with (
         open_subject(config, encoded=config.input == "encoded", settings=config.settings) as subject,
         Worker() as load,
@@ -205,14 +216,7 @@ def measure(config: ThroughputConfig) -> Result:
         schedule = Schedule(warmup_s=1.0, window_s=1.0)
         payloads = Payloads(subject=subject, route=route, files=files, schedule=schedule)
         session = Session(config=config, subject=subject, payloads=payloads, load=load)
-        try:
-            for rate in config.rates:
-                session.offer(rate, "given")
-            best = max(config.rates) if config.rates else session.search()
-            if config.overload and best:
-                session.overload(best)
-        except (KeyboardInterrupt, Interrupted):
-            interrupted = True
+        interrupted = session.run()
     return make_result(
         "throughput",
         config,

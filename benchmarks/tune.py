@@ -210,23 +210,25 @@ def measure(config: TuneConfig, trials: Trials) -> tuple[Result, Settings]:
         Point(settings={"phase": "search", "settings": name}, values=dict(figures))
         for name, figures in trials.known.items()
     ]
-    for settings, each in rounds.items():
-        points.append(
-            Point(
-                settings={
-                    "phase": "final",
-                    "settings": str(settings),
-                    "own": settings == own,
-                    "winner": settings == winner,
-                },
-                samples={name: [figures[name] for figures in each] for name in each[0]},
-                values=dict(median_figures(each)),
-            )
-        )
+    points += final_points(rounds, own, winner)
     bars = [against_own(config, rounds[winner], rounds[own])]
     return make_result(
         "tune", config, points, bars=bars, environment=environment, started_at=started_at
     ), winner
+
+
+def final_points(
+    rounds: dict[Settings, list[dict[str, float]]], own: Settings, winner: Settings
+) -> list[Point]:
+    """Give one point an entrant of the final."""
+    return [
+        Point(
+            settings={"phase": "final", "settings": str(each), "own": each == own, "winner": each == winner},
+            samples={name: [figures[name] for figures in measured] for name in measured[0]},
+            values=dict(median_figures(measured)),
+        )
+        for each, measured in rounds.items()
+    ]
 
 
 def against_own(config: TuneConfig, winner: list[dict[str, float]], own: list[dict[str, float]]) -> Bar:
