@@ -15,7 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 done, 1 an error that is explained, 2 a wrong option, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _train(words)
+        if words[:1] == ["evaluate"]:
+            _evaluate(words[1:])
+        else:
+            _train(words)
     except TrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -26,11 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(words: Sequence[str]) -> None:
-    config = tyro.cli(TrainConfig, args=words, default=PRESETS[preset_of(words)], description=__doc__)
+    config = tyro.cli(
+        TrainConfig,
+        args=words,
+        default=PRESETS[preset_of(words)],
+        prog="python -m train",
+        description=__doc__,
+    )
     from train.pipeline import train  # noqa: PLC0415 - torch takes seconds; --help must not
     from train.summary import print_summary  # noqa: PLC0415
 
     print_summary(train(config))
+
+
+def _evaluate(words: Sequence[str]) -> None:
+    from train.evaluation import EvaluateConfig, run_evaluation  # noqa: PLC0415 - as above
+
+    run_evaluation(tyro.cli(EvaluateConfig, args=words, prog="python -m train evaluate"))
 
 
 def preset_of(words: Sequence[str]) -> str:

@@ -28,6 +28,8 @@ class TrainConfig:
     """Name of this run's folder."""
     resume: bool = False
     """Go on from the last finished epoch of the run of this name."""
+    check: bool = True
+    """Decode every image and look for duplicates across splits before training; labels and groups are always checked."""
     labels: tuple[str, ...] = ()
     """Labels to learn, in output order; empty means every label that occurs."""
     task: Literal["multilabel", "multiclass"] = "multilabel"

@@ -21,6 +21,7 @@ from moderation_client.contract import ImageSpec, ModelSpec
 from moderation_client.policy import Policy
 from train import averaging, backbones, data, metrics, record, thresholds
 from train.calibrate import calibrate
+from train.checks import check
 from train.config import TrainConfig
 from train.data import Example
 from train.errors import DataError
@@ -34,6 +35,7 @@ from train.report import write_report
 from train.scoring import image_logits, probabilities
 from train.targets import Targets, read_targets
 
+NUM_TOLD = 10
 NEUTRAL = "neutral"
 """The class of harmless images where classes exclude each other; never moderated."""
 
@@ -47,6 +49,8 @@ class Task:
     examples: list[Example]
     spec: ImageSpec
     targets: Targets
+    problems: list[str]
+    """What the checks told."""
 
     def split(self, name: str) -> list[Example]:
         """Examples of one split."""
@@ -99,13 +103,25 @@ def prepare(config: TrainConfig) -> Task:
         raise DataError(f"{config.data} has no labels: every image is harmless")
     targets = read_targets(config.targets, labels)
     spec = ImageSpec(height=config.image_size, width=config.image_size)
+    _check_splits(config, examples)
+    findings = check(examples, labels, images=config.check)
+    findings.raise_if_fatal(config.data)
+    for problem in findings.told[:NUM_TOLD]:
+        print(f"data: {problem}")
+    if len(findings.told) > NUM_TOLD:
+        print(f"data: … and {len(findings.told) - NUM_TOLD} more, all in the report")
+    config.run.mkdir(parents=True, exist_ok=True)
+    return Task(
+        config=config, labels=labels, examples=examples, spec=spec, targets=targets, problems=findings.told
+    )
+
+
+def _check_splits(config: TrainConfig, examples: Sequence[Example]) -> None:
     for split in data.SPLITS:
         if not data.in_split(examples, split) and split != "early_stop":
             raise DataError(
                 f"{config.data} has no images in the split {split!r}; it needs {', '.join(data.SPLITS)}"
             )
-    config.run.mkdir(parents=True, exist_ok=True)
-    return Task(config=config, labels=labels, examples=examples, spec=spec, targets=targets)
 
 
 def new_model(task: Task) -> ModerationModel:
@@ -179,30 +195,36 @@ def judge(
     task: Task, model: ModerationModel, frozen: dict[str, torch.Tensor] | None
 ) -> tuple[Policy, list[dict[str, float]], dict[str, Any]]:
     """Calibrate, choose thresholds, and evaluate every held-out split; also the frozen features, when given."""
-    model.eval()
     names = ["calibration", "policy", "test", *evaluation_only(task.examples)]
     logits = {name: image_logits(model, task.split(name), task.spec, title=f"score {name}") for name in names}
     calibration = calibrate(
         model, logits["calibration"], data.targets(task.split("calibration"), task.labels)
     )
     scored = {name: score(task, model, logits[name], name) for name in names}
-    examples = task.split("policy")
-    policy = thresholds.make_policy(
-        scored["policy"].scores,
-        scored["policy"].truth,
-        units(examples, task.targets),
-        task.labels,
-        task.targets,
-        exempt=frozenset({NEUTRAL}),
-    )
-    splits = {name: evaluate(scored[name], policy, task.targets.prevalence) for name in names[1:]}
-    results: dict[str, Any] = {"schema_version": 1, "labels": list(task.labels), "splits": splits}
+    policy = _policy(task, scored["policy"])
     sources = [example.source for example in task.split("test")]
-    results["slices"] = {"source": slices(scored["test"], sources)}
+    results: dict[str, Any] = {
+        "schema_version": 1,
+        "labels": list(task.labels),
+        "splits": {name: evaluate(scored[name], policy, task.targets.prevalence) for name in names[1:]},
+        "slices": {"source": slices(scored["test"], sources)},
+        "data_problems": task.problems,
+    }
     if frozen is not None and task.config.epochs:
         results["frozen_features"] = _baseline(task, model, frozen, scored)
     record.save_scores(task.config.run, {name: (task.split(name), scored[name]) for name in names})
     return policy, calibration, results
+
+
+def _policy(task: Task, scored: Scored) -> Policy:
+    return thresholds.make_policy(
+        scored.scores,
+        scored.truth,
+        units(task.split("policy"), task.targets),
+        task.labels,
+        task.targets,
+        exempt=frozenset({NEUTRAL}),
+    )
 
 
 def evaluation_only(examples: Sequence[Example]) -> list[str]:
