@@ -6,9 +6,6 @@ import hashlib
 import io
 import random
 import struct
-import subprocess
-import sys
-import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.pillow_images import FetchError, pillow_images
 from moderation_client import (
     ImageSpec,
     ImageTooLargeError,
@@ -29,8 +27,6 @@ from moderation_client.images import ImageLimits, decode
 from tests.pictures import encoded, frames_file, scene
 
 SPEC = ImageSpec(height=32, width=32)
-PILLOW = "11.3.0"
-PILLOW_SHA256 = "3828ee7586cd0b2091b6209e5ad53e20d0649bbe87164a459d0676e035e8f523"
 SMALL = ImageLimits(max_pixels=300_000, max_decoded_pixels=1_000_000)
 
 
@@ -52,29 +48,18 @@ def outcome(source: Any, limits: ImageLimits = SMALL) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def pillow_images(request: pytest.FixtureRequest) -> Path:
+def images(request: pytest.FixtureRequest) -> Path:
     """Fetch the test images of Pillow's source distribution once, into pytest's cache."""
-    folder = Path(request.config.cache.mkdir("pillow-images"))
-    images = folder / f"pillow-{PILLOW}" / "Tests" / "images"
-    archive = folder / f"pillow-{PILLOW}.tar.gz"
-    if not images.exists():
-        fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "pillow", "-q"]
-        done = subprocess.run(
-            [*fetch, f"pillow=={PILLOW}", "-d", str(folder)], check=False, capture_output=True, timeout=300
-        )
-        if done.returncode or not archive.exists():
-            pytest.skip(f"Pillow's source distribution cannot be fetched: {done.stderr.decode()[-200:]}")
-        assert hashlib.sha256(archive.read_bytes()).hexdigest() == PILLOW_SHA256
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, [m for m in tar if "/Tests/images/" in m.name], filter="data")
-        archive.unlink()
-    return images
+    try:
+        return pillow_images(Path(request.config.cache.mkdir("pillow-images")))
+    except FetchError as error:
+        pytest.skip(str(error))
 
 
-def test_every_image_of_pillows_collection_has_one_outcome(pillow_images: Path) -> None:
+def test_every_image_of_pillows_collection_has_one_outcome(images: Path) -> None:
     """A thousand awkward files: by path, bytes and file object the same pixels or the same typed error."""
     outcomes = {}
-    files = sorted(path for path in pillow_images.rglob("*") if path.is_file())
+    files = sorted(path for path in images.rglob("*") if path.is_file())
     for path in files:
         with path.open("rb") as file:
             outcomes[path.name] = {
