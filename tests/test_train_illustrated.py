@@ -66,8 +66,8 @@ def make_config(folder: Path, package: Package, table: str | None = None) -> Ill
     fields = {key: value for key, value in dataclasses.asdict(package).items() if key != "set"}
     lines = [f"[{package.set}]", *(f"{key} = {json.dumps(value)}" for key, value in fields.items())]
     (folder / "packages.toml").write_text("\n".join(lines), encoding="utf-8")
-    header = "set,version,name,labels,group,split,licence\n"
-    rows = table or "toy,1.0.0,disc,weapon,disc,train,MIT\ntoy,1.0.0,red,,square,test,MIT\n"
+    header = "set,version,name,labels,group,kind,split,licence\n"
+    rows = table or "toy,1.0.0,disc,weapon,disc,disc,train,MIT\ntoy,1.0.0,red,,square,square,test,MIT\n"
     (folder / "labels.csv").write_text(header + rows, encoding="utf-8")
     return IllustratedConfig(
         out=folder / "out",
@@ -81,15 +81,15 @@ def make_config(folder: Path, package: Package, table: str | None = None) -> Ill
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("toy,1.0.0,red,knives,square,train,MIT", "knives"),
-        ("toy,1.0.0,red,,square,exam,MIT", "exam"),
-        ("toy,2.0.0,red,,square,train,MIT", "2.0.0"),
-        ("toy,1.0.0,red,,square,train,GPL-3.0", "GPL-3.0"),
-        ("toy,1.0.0,../red,,square,train,MIT", "../red"),
-        ("joy,1.0.0,red,,square,train,MIT", "joy"),
-        ("toy,1.0.0,disc,,square,train,MIT\ntoy,1.0.0,disc,,square,train,MIT", "twice"),
-        ("toy,1.0.0,red,,square,train,MIT\ntoy,1.0.0,disc,,square,test,MIT", "square"),
-        ("toy,1.0.0,red,,square,unseen,MIT\ntoy,1.0.0,disc,,disc,test,MIT", "unseen"),
+        ("toy,1.0.0,red,knives,square,square,train,MIT", "knives"),
+        ("toy,1.0.0,red,,square,square,exam,MIT", "exam"),
+        ("toy,2.0.0,red,,square,square,train,MIT", "2.0.0"),
+        ("toy,1.0.0,red,,square,square,train,GPL-3.0", "GPL-3.0"),
+        ("toy,1.0.0,../red,,square,square,train,MIT", "../red"),
+        ("joy,1.0.0,red,,square,square,train,MIT", "joy"),
+        ("toy,1.0.0,disc,,square,square,train,MIT\ntoy,1.0.0,disc,,square,square,train,MIT", "twice"),
+        ("toy,1.0.0,red,,square,square,train,MIT\ntoy,1.0.0,disc,,square,square,test,MIT", "square"),
+        ("toy,1.0.0,red,,square,square,unseen,MIT\ntoy,1.0.0,disc,,disc,disc,test,MIT", "unseen"),
     ],
 )
 def test_broken_table_is_refused(tmp_path: Path, row: str, message: str) -> None:
@@ -164,7 +164,7 @@ def test_killed_build_leaves_nothing_half(tmp_path: Path) -> None:
     """A kill in the middle leaves no data set and no process, and the next run builds a whole one."""
     icons: dict[str, object] = {f"disc-{i}": {"body": DISC} for i in range(2000)}
     package = make_package(tmp_path / "tarballs", icons=icons)
-    config = make_config(tmp_path, package, "".join(f"toy,1.0.0,{name},,disc,train,MIT\n" for name in icons))
+    config = make_config(tmp_path, package, "".join(f"toy,1.0.0,{name},,disc,disc,train,MIT\n" for name in icons))
     options = {
         "out": config.out,
         "packages-dir": config.packages_dir,

@@ -32,9 +32,9 @@ from train.errors import DataError, TrainError
 from train.illustrated_packages import PACKAGES_FILE, Package, obtain, read_packages
 from train.illustrated_table import LABELS, SPLITS, TABLE_FILE, Row, read_table
 
-MANIFEST_COLUMNS = ("path", "labels", "group", "split", "source", "licence", "name")
+MANIFEST_COLUMNS = ("path", "labels", "group", "kind", "split", "source", "licence", "name")
 _STAMP = "stamp.json"
-_BUILDER = 1  # raise it when the same table gives other pixels
+_BUILDER = 2  # raise it when the same table gives other pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def _write_manifest(rows: Sequence[Row], folder: Path) -> None:
         for row in rows:
             path = f"{row.set}/{row.name}.png"
             writer.writerow(
-                [path, ";".join(row.labels), row.group, row.split, row.set, row.licence, row.name]
+                [path, ";".join(row.labels), row.group, row.kind, row.split, row.set, row.licence, row.name]
             )
 
 

@@ -21,31 +21,17 @@ from train.errors import DataError, UnknownImageError
 from train.illustrated_packages import Package
 
 SIDE = 256
-_INNER_SIDE, _STICKER_SIDE = 176, 232  # room for a backdrop around the drawing, for a border around it
-_INKS = (
-    "#1f2328",
-    "#4b5563",
-    "#8a8f98",
-    "#7c3f1d",
-    "#b45309",
-    "#e07a1f",
-    "#d4a017",
-    "#6b8e23",
-    "#2e8b57",
-    "#0f766e",
-    "#1aa6b7",
-    "#2f74d0",
-    "#1e3a8a",
-    "#6d3fc0",
-    "#a21caf",
-    "#d6457f",
-    "#c81e1e",
-    "#7f1d1d",
-    "#94703f",
-    "#5b7a99",
-)  # fmt: skip - dark to mid tones, to be seen on white, and most of them on black
-_LIGHTS = ("#ffffff", "#f4ecd8", "#ffe9a8", "#d9f0ff", "#e4f7d7", "#ffd9df", "#e9e2ff", "#dfe3e8")
-_PLAIN_OF_10, _BACKDROP_OF_10 = 4, 4  # the remaining two of ten get a sticker's border
+_INNER_SIDE, _STICKER_SIDE = 200, 232  # room for a backdrop around the drawing, for a border around it
+_DARKS = (
+    "#1f2328 #4b5563 #7c3f1d #9a3412 #3f6212 #166534 #0f766e #155e75 #1d4ed8 #1e3a8a #5b21b6 #86198f #9d174d #b91c1c #7f1d1d"
+).split()
+"""Inks that are read on white, and have a contrast of at least 4.5 to every light."""
+_MIDS = (
+    "#8a8f98 #c2610c #e07a1f #d4a017 #6b8e23 #2e9b5e #1aa6b7 #2f84d8 #7c5cd6 #d6457f #94703f #5b7a99".split()
+)
+"""Inks that are seen on white and on black."""
+_LIGHTS = "#ffffff #f8f1e2 #fff2c9 #e3f3ff #e9f9df #ffe6ea #efeaff #eceff2".split()
+_PLAIN_OF_10, _BACKDROP_OF_10 = 6, 2  # the remaining two of ten get a sticker's border
 _INK = 'color="#000000"'  # what `currentColor` in a drawing means until it is coloured
 _ICON_BOX = {"left": 0, "top": 0, "width": 16, "height": 16}  # defaults of the Iconify JSON format
 
@@ -120,16 +106,22 @@ def render(drawing: Drawing) -> bytes:
 
 
 def _dress(svg: str, dice: bytes) -> Image.Image:
-    """Colour a one-colour drawing by its own dice: plain, light or dark on a backdrop, or with a sticker's border."""
-    ink, light, look = _INKS[dice[0] % len(_INKS)], _LIGHTS[dice[1] % len(_LIGHTS)], dice[2] % 10
+    """Colour a one-colour drawing by its own dice: plain, on a backdrop, or with a sticker's border."""
+    inks = (*_DARKS, *_MIDS)
+    ink, dark, light = (
+        inks[dice[0] % len(inks)],
+        _DARKS[dice[0] % len(_DARKS)],
+        _LIGHTS[dice[1] % len(_LIGHTS)],
+    )
+    look = dice[2] % 10
     if look < _PLAIN_OF_10:
         return _rasterise(_inked(svg, ink), SIDE)
     if look < _PLAIN_OF_10 + _BACKDROP_OF_10:
-        front, back = (ink, light) if dice[3] % 2 else (light, ink)
+        front, back = (dark, light) if dice[3] % 2 else (light, dark)
         image = _backdrop(back, dice[4])
         image.alpha_composite(_centre(_rasterise(_inked(svg, front), _INNER_SIDE), SIDE, _INNER_SIDE))
         return image
-    glyph = _centre(_rasterise(_inked(svg, ink), _STICKER_SIDE), SIDE, _STICKER_SIDE)
+    glyph = _centre(_rasterise(_inked(svg, dark), _STICKER_SIDE), SIDE, _STICKER_SIDE)
     border = Image.new("RGBA", glyph.size, light)
     border.putalpha(
         glyph.getchannel("A").filter(ImageFilter.MaxFilter(13)).filter(ImageFilter.GaussianBlur(1))

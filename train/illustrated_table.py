@@ -37,7 +37,10 @@ class Row:
     labels: tuple[str, ...]
     """What a person saw in it; empty is neutral."""
     group: str
-    """The object shown, the same word in every set; a group never straddles two splits of the seen sets."""
+    """The object's name without words of style, number or suit, the same in every set; a group never straddles two splits
+    of the seen sets."""
+    kind: str
+    """What sort of thing it is, wider than its name (`revolver` and `glock` are of the kind `pistol`): a column to report by."""
     split: Split
     """Which stage may use the image; `unseen` is the one set that is kept for testing only."""
     licence: str
@@ -70,10 +73,9 @@ def _parse(where: str, record: dict[str, str], packages: dict[str, Package]) -> 
     split = _SPLIT_OF.get(record["split"])
     if split is None:
         raise LabelTableError(f"{where}: split {record['split']!r} is not one of {', '.join(SPLITS)}.")
-    if not _SAFE_NAME.fullmatch(record["name"]) or not _SAFE_NAME.fullmatch(record["group"]):
-        raise LabelTableError(
-            f"{where}: name {record['name']!r} or group {record['group']!r} is not made of a-z, 0-9, - and _."
-        )
+    for column in ("name", "group", "kind"):
+        if not _SAFE_NAME.fullmatch(record[column]):
+            raise LabelTableError(f"{where}: {column} {record[column]!r} is not made of a-z, 0-9, - and _.")
     package = packages.get(record["set"])
     if package is None:
         raise LabelTableError(f"{where}: there is no package for the set {record['set']!r}.")
@@ -88,6 +90,7 @@ def _parse(where: str, record: dict[str, str], packages: dict[str, Package]) -> 
         name=record["name"],
         labels=labels,
         group=record["group"],
+        kind=record["kind"],
         split=split,
         licence=record["licence"],
     )
