@@ -106,10 +106,11 @@ def _look(
     """Cut a frame of this stored size, decoded at a scale, into tiles and make the views of each."""
     boxes = _image_views.tiles(*size)
     chosen = [_image_views.scaled(boxes[at], scale) for at in evenly(len(boxes), limits.max_views)]
-    tiles = [
-        [view for picture in pictures for view in _image_views.tile_views(picture, box, spec, orientation)]
-        for box in chosen
-    ]
+    tiles: list[list[Array]] = [[] for _ in chosen]
+    for picture in pictures:
+        ready, shrunk = _image_views.prepared(picture, chosen[0], spec, orientation)
+        for views, box in zip(tiles, chosen, strict=True):
+            views.extend(_image_views.tile_views(ready, _image_views.scaled(box, shrunk), spec, orientation))
     return Look(tiles=tiles, num_tiles=len(boxes), orientation=orientation)
 
 

@@ -7,6 +7,7 @@ their place to frames that show something else, and what then is still unseen is
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,7 @@ def plan_frames(opened: Opened, limits: ImageLimits) -> FramePlan:
 
 def _count_frames(opened: Opened, limits: ImageLimits) -> int:
     if opened.format == "TIFF":
-        count = _count_pages(
-            opened, limits.max_file_frames
-        )  # as its decoder counts: broken chains are common
+        count = _count_pages(opened, limits.max_file_frames)
     elif opened.probe.num_frames is not None:
         count = opened.probe.num_frames
     else:
@@ -77,14 +76,12 @@ def _count_frames(opened: Opened, limits: ImageLimits) -> int:
 
 
 def _count_pages(opened: Opened, limit: int) -> int:
-    """Follow the chain of pages no further than the limit."""
+    """Follow the chain of pages, as the decoder does (broken ones are common), no further than the limit."""
     count = 1
-    try:
+    with contextlib.suppress(EOFError):  # the end of the chain
         while count <= limit:
             opened.image.seek(count)
             count += 1
-    except EOFError:
-        count = max(count, 1)  # the end of the chain
     opened.image.seek(0)
     return count
 

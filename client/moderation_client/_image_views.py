@@ -84,13 +84,19 @@ def draft_size(size: tuple[int, int], spec: ImageSpec, orientation: int) -> tupl
     )
 
 
-def tile_views(image: Image.Image, box: Box, spec: ImageSpec, orientation: int) -> list[Array]:
-    """Look at one tile of an L, RGB or RGBA picture: uint8 [H, W, 3] each, the spec's background first."""
+def prepared(image: Image.Image, box: Box, spec: ImageSpec, orientation: int) -> tuple[Image.Image, float]:
+    """Premultiply an RGBA picture once for all tiles of this box's size; give its scale too."""
     if image.mode != "RGBA":
-        return [_pixels(_fit(image, box, spec, orientation, spec.background))]
+        return image, 1.0
     factor = _reduction(box, _target(spec, orientation))
-    small = premultiplied(image, factor)
-    *colour, alpha = _fit(small, scaled(box, 1 / factor), spec, orientation, (0, 0, 0, 0)).split()
+    return premultiplied(image, factor), 1 / factor
+
+
+def tile_views(image: Image.Image, box: Box, spec: ImageSpec, orientation: int) -> list[Array]:
+    """Look at one tile of an L, RGB or RGBa picture: uint8 [H, W, 3] each, the spec's background first."""
+    if image.mode != "RGBa":
+        return [_pixels(_fit(image, box, spec, orientation, spec.background))]
+    *colour, alpha = _fit(image, box, spec, orientation, (0, 0, 0, 0)).split()
     shown = _over(colour, alpha, spec.background)
     if not any(alpha.histogram()[: 255 - BACKGROUND_TOLERANCE]):
         return [shown]
@@ -144,7 +150,7 @@ def _fit(
 
 
 def _center_crop(box: Box, aspect: float) -> Box:
-    """Largest centred part of a box with the model's aspect."""
+    """Give the largest centred part of a box with the model's aspect."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     new_width, new_height = min(width, height * aspect), min(height, width / aspect)
