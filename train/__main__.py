@@ -39,7 +39,9 @@ def _train(words: Sequence[str]) -> None:
     from train.pipeline import train  # noqa: PLC0415 - torch takes seconds; --help must not
     from train.summary import print_summary  # noqa: PLC0415
 
-    print_summary(train(config))
+    run = train(config)
+    if run is not None:
+        print_summary(run)
 
 
 def _evaluate(words: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ COARSE = 8
 class Strength:
     """How far augmentation goes; each probability is per image."""
 
-    plain: float = 0.3
+    plain: float = 0.45
     """Left where it is, on white or black: as the service will see it."""
     smallest: float = 0.55
     """Smallest scale of the picture in the frame."""

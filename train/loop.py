@@ -150,6 +150,7 @@ def fit(classifier: Classifier, loaders: Loaders) -> bool:
     config = classifier.config
     folder = config.run / CHECKPOINTS
     checkpoint = last_checkpoint(folder) if config.resume else None
+    freeze(classifier.model, config)  # before DDP looks which parameters it must wait for
     trainer = make_trainer(config, validate=len(loaders.early_stop) > 0)
     try:
         with warnings.catch_warnings():

@@ -15,6 +15,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file, save_file
 
 from moderation_client.contract import ImageSpec, ModelSpec
@@ -62,16 +63,16 @@ class Task:
         return np.array([label != NEUTRAL for label in self.labels])
 
 
-def train(config: TrainConfig) -> Path:
-    """Run everything and give the run's folder. Raises TrainError."""
+def train(config: TrainConfig) -> Path | None:
+    """Run everything and give the run's folder; None on those of several processes that only help. Raises TrainError."""
     started = time.monotonic()
     seconds: dict[str, float] = {}
     task = prepare(config)
     lightning.seed_everything(config.seed, verbose=False)
     model = new_model(task)
     share, frozen = _learn(task, model, seconds)
-    if share is None:  # one of several processes, and not the one that goes on
-        return config.run
+    if share is None:
+        return None
     with timed(seconds, "evaluate"):
         policy, calibration, results = judge(task, model, frozen)
     run_record = record.describe(config, task.labels, task.examples) | {
@@ -181,11 +182,12 @@ def _start(classifier: Classifier, loaders: Loaders) -> dict[str, torch.Tensor]:
     kept = folder / "start.safetensors"
     if config.resume and kept.exists() and last_checkpoint(folder):
         classifier.model.load_state_dict(load_file(kept))
-    else:
+        return averaging.snapshot(classifier.model)
+    if config.probe_epochs:  # by every process, to the same result: none has to wait for a file
+        fit_head(classifier, loaders)
+    if getattr(rank_zero_only, "rank", 0) == 0:  # an attribute that Lightning sets on the function
         for old in folder.glob("epoch-*.ckpt"):
             old.unlink()
-        if config.probe_epochs:
-            fit_head(classifier, loaders)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: value.contiguous() for key, value in classifier.model.state_dict().items()}, kept)
     return averaging.snapshot(classifier.model)

@@ -46,8 +46,8 @@ def evidence_lines(label: str, threshold: Threshold) -> list[str]:
     """Put a threshold's evidence into sentences."""
     found = threshold.evidence
     what = {
-        "missed": f"of images that show {label} allowed",
-        "false_block": "of harmless images blocked",
+        "missed": f"of images that show {label} are allowed",
+        "false_block": "of harmless images are blocked",
     }
     return [_sentence(found[key], what[key], found["confidence"]) for key in what if key in found]
 
