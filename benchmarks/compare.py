@@ -28,7 +28,7 @@ from benchmarks.load import Job, Schedule, run_closed
 from benchmarks.networks import NetworkConfig, ensure_network, photographs
 from benchmarks.results import Point, Result, file_stem, make_result, write_result
 from benchmarks.serving import Settings, VariantError, model_file
-from benchmarks.subject import fail, print_bars
+from benchmarks.subject import end_cleanly_on_sigterm, fail, print_bars
 from benchmarks.worker import Interrupted, Worker, WorkerError
 from moderation_client.contract import ImageSpec
 
@@ -226,4 +226,5 @@ def main(config: CompareConfig) -> int:
 
 
 if __name__ == "__main__":
+    end_cleanly_on_sigterm()
     raise SystemExit(main(tyro.cli(CompareConfig)))

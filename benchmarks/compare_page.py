@@ -132,6 +132,8 @@ def page(result: Result) -> Page:
         "Ratios are of the same round, then the median; the interval is that of the median over rounds. "
         "p99 is the median of the rounds' own."
     )
+    if not ordered:
+        return document
     document.heading("Plots")
     document.figure(rate_plot(ordered), "Images per second: median of the rounds, each round as a point.")
     document.figure(latency_plot(ordered), "Latency of the servers: median and p99, logarithmic.")

@@ -24,7 +24,7 @@ from benchmarks.environment import ROOT
 from benchmarks.report import Page, figure, text_table
 from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
 from benchmarks.serving import VariantError, serving
-from benchmarks.subject import fail, print_bars
+from benchmarks.subject import end_cleanly_on_sigterm, fail, print_bars
 
 RESULTS = Path("runs/benchmarks")
 IMPORT_LIMIT_MS = 150.0
@@ -169,4 +169,5 @@ def main(config: FootprintConfig) -> int:
 
 
 if __name__ == "__main__":
+    end_cleanly_on_sigterm()
     raise SystemExit(main(tyro.cli(FootprintConfig)))

@@ -27,7 +27,15 @@ from benchmarks.payloads import Input, Payloads
 from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
 from benchmarks.senders import Route
 from benchmarks.serving import VariantError
-from benchmarks.subject import Subject, SubjectConfig, fail, open_subject, print_bars, same_file
+from benchmarks.subject import (
+    Subject,
+    SubjectConfig,
+    end_cleanly_on_sigterm,
+    fail,
+    open_subject,
+    print_bars,
+    same_file,
+)
 from benchmarks.worker import Interrupted, Worker, WorkerError
 
 RESULTS = Path("runs/benchmarks")
@@ -199,4 +207,5 @@ def main(config: LatencyConfig) -> int:
 
 
 if __name__ == "__main__":
+    end_cleanly_on_sigterm()
     raise SystemExit(main(tyro.cli(LatencyConfig)))

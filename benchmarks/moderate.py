@@ -23,7 +23,15 @@ from benchmarks.in_process import modes, run_mode
 from benchmarks.report import Page, number, text_table
 from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
 from benchmarks.serving import VariantError
-from benchmarks.subject import Subject, SubjectConfig, fail, open_subject, print_bars, same_file
+from benchmarks.subject import (
+    Subject,
+    SubjectConfig,
+    end_cleanly_on_sigterm,
+    fail,
+    open_subject,
+    print_bars,
+    same_file,
+)
 from benchmarks.worker import Worker
 from moderation_client import ModerationClient
 from moderation_client.contract import ImageSpec
@@ -163,6 +171,18 @@ def rows(result: Result) -> list[list[str]]:
     ]
 
 
+def page(result: Result) -> Page:
+    """Build the HTML page."""
+    document = Page(
+        "moderate() of many files", "The whole call against the CPU time that its parts need alone."
+    )
+    document.bars(result.bars)
+    document.heading("Rounds")
+    document.table(HEADER, rows(result))
+    document.environment(result)
+    return document
+
+
 def main(config: ModerateConfig) -> int:
     """Measure, print, write; 1 when the bar is missed."""
     try:
@@ -171,16 +191,12 @@ def main(config: ModerateConfig) -> int:
         fail(error)
     print(text_table(HEADER, rows(result)))
     print_bars(result.bars)
-    page = Page("moderate() of many files", "The whole call against the CPU time that its parts need alone.")
-    page.bars(result.bars)
-    page.heading("Rounds")
-    page.table(HEADER, rows(result))
-    page.environment(result)
     stem = config.out or RESULTS / file_stem(result)
     data = write_result(result, stem.parent, name=f"{stem.name}.json")
-    print(f"\n{data}\n{page.write(stem.parent / f'{stem.name}.html')}")
+    print(f"\n{data}\n{page(result).write(stem.parent / f'{stem.name}.html')}")
     return 1 if result.missed else 0
 
 
 if __name__ == "__main__":
+    end_cleanly_on_sigterm()
     raise SystemExit(main(tyro.cli(ModerateConfig)))

@@ -31,7 +31,7 @@ from benchmarks.results import Bar, Point, Result, file_stem, make_result, write
 from benchmarks.senders import unary
 from benchmarks.serving import VariantError
 from benchmarks.stats import bootstrap
-from benchmarks.subject import Subject, SubjectConfig, fail, open_subject, print_bars
+from benchmarks.subject import Subject, SubjectConfig, end_cleanly_on_sigterm, fail, open_subject, print_bars
 from benchmarks.target import Target, pixel_message
 from moderation_client import ModerationClient, Policy
 from moderation_client.contract import policy_parameter
@@ -260,4 +260,5 @@ def main(config: StagesConfig) -> int:
 
 
 if __name__ == "__main__":
+    end_cleanly_on_sigterm()
     raise SystemExit(main(tyro.cli(StagesConfig)))

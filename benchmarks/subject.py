@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,11 @@ def fail(error: Any) -> NoReturn:
     """End with a clear message and exit code 2, which is not that of a missed bar."""
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def end_cleanly_on_sigterm() -> None:
+    """Treat SIGTERM like Ctrl-C: servers that were started are stopped, and what was measured is written."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def print_bars(bars: Sequence[object]) -> None:

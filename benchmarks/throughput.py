@@ -24,7 +24,7 @@ from benchmarks.payloads import Input, Payloads
 from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
 from benchmarks.senders import Route
 from benchmarks.serving import Settings, VariantError
-from benchmarks.subject import Subject, SubjectConfig, fail, open_subject, print_bars
+from benchmarks.subject import Subject, SubjectConfig, end_cleanly_on_sigterm, fail, open_subject, print_bars
 from benchmarks.worker import Interrupted, Worker, WorkerError
 
 RESULTS = Path("runs/benchmarks")
@@ -247,4 +247,5 @@ def main(config: ThroughputConfig) -> int:
 
 
 if __name__ == "__main__":
+    end_cleanly_on_sigterm()
     raise SystemExit(main(tyro.cli(ThroughputConfig)))

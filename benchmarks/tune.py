@@ -27,7 +27,7 @@ from benchmarks.results import Bar, Point, Result, file_stem, make_result, write
 from benchmarks.senders import Route
 from benchmarks.serving import Settings, VariantError, model_file, read_config, serving
 from benchmarks.stats import percentile, ratio
-from benchmarks.subject import fail, inspect, print_bars
+from benchmarks.subject import end_cleanly_on_sigterm, fail, inspect, print_bars
 from benchmarks.worker import Interrupted, Worker, WorkerError
 from export.errors import ExportError
 
@@ -272,4 +272,5 @@ def main(config: TuneConfig) -> int:
 
 
 if __name__ == "__main__":
+    end_cleanly_on_sigterm()
     raise SystemExit(main(tyro.cli(TuneConfig)))

@@ -128,8 +128,11 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
             answer: tuple[bool, Any] = (True, function(stop, *args, **kwargs))
         except Exception as error:  # noqa: BLE001  it is the parent's to handle
             answer = (False, (f"{type(error).__name__}: {error}", traceback.format_exc()))
-        pickle.dump(answer, answers)
-        answers.flush()
+        try:
+            pickle.dump(answer, answers)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(1)  # the parent is gone: nobody wants the answer, and closing the pipe would fail again
 
 
 def _read(requests: IO[bytes], jobs: queue.Queue[Any], stop: threading.Event) -> None:
