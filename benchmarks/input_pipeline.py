@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.results import Bar, Point, make_result, write_result
 from benchmarks.stats import ratio
+from train.augment import Augment
 from train.config import PRESETS, TrainConfig
 from train.loaders import Loaders
 from train.loop import Classifier, freeze, parameter_groups
@@ -96,14 +97,15 @@ def measure(config: InputConfig, classifier: Classifier, loaders: Loaders) -> di
     optimizer = torch.optim.AdamW(parameter_groups(classifier.model, classifier.config))
     stream = batches(loaders)
     kept = next(stream)
-    images = classifier.augment(kept[0], Draw(seed=0, epoch=0, step=0))
+    augment = Augment(size=classifier.config.size_at(0))
+    images = augment(kept[0], Draw(seed=0, epoch=0, step=0))
 
     def cached(_: int) -> int:
         return step(classifier, optimizer, images, kept)
 
     def pipeline(number: int) -> int:
         batch = next(stream)
-        return step(classifier, optimizer, classifier.augment(batch[0], Draw(seed=0, epoch=1, step=number)), batch)
+        return step(classifier, optimizer, augment(batch[0], Draw(seed=0, epoch=1, step=number)), batch)
 
     rates: dict[str, list[float]] = {"cached": [], "pipeline": []}
     for _ in tqdm(range(config.rounds + 1), "turns", leave=False):
@@ -132,10 +134,10 @@ def step(classifier: Classifier, optimizer: Any, images: Tensor, batch: Batch) -
 
 def memory_mb(config: InputConfig, classifier: Classifier, loaders: Loaders) -> list[float]:
     """Resident memory after every epoch of loading and augmenting."""
-    found = []
+    found, augment = [], Augment(size=classifier.config.size_at(0))
     for epoch in range(config.epochs):
         for number, batch in enumerate(loaders.train_dataloader()):
-            classifier.augment(batch[0], Draw(seed=0, epoch=epoch, step=number))
+            augment(batch[0], Draw(seed=0, epoch=epoch, step=number))
         found.append(psutil.Process().memory_info().rss / 1e6)
     return found
 

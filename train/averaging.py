@@ -42,6 +42,7 @@ def choose_share(
     images: EvaluationImages,
     examples: Sequence[Example],
     truth: NDArray[np.float32],
+    precision: torch.dtype = torch.float32,
 ) -> tuple[float, dict[str, float]]:
     """Leave `model` at the share with the highest macro AP on the early-stop split; ties go to less fine-tuning."""
     end = snapshot(model)
@@ -49,7 +50,9 @@ def choose_share(
     ones = np.ones((1, len(examples)))
     for share in sorted(shares):
         load_mixture(model, start, end, share)
-        logits = image_logits(model, examples, images.spec, images=images, title=f"average {share:g}")
+        logits = image_logits(
+            model, examples, images.spec, images=images, title=f"average {share:g}", precision=precision
+        )
         found[share] = float(metrics.macro(metrics.average_precision, logits, truth, ones)[0])
     best = max(sorted(found), key=lambda share: round(found[share], 4))
     load_mixture(model, start, end, best)

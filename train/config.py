@@ -43,8 +43,8 @@ class TrainConfig:
     """`default` (ImageNet), `none` (random) or a .safetensors/.pth file."""
     image_size: int = 224
     """Side of the model's input, which is also the size of evaluation and serving."""
-    train_size: int | None = None
-    """Side of training images; smaller is faster; None means image_size."""
+    train_sizes: tuple[int, ...] = ()
+    """Sides of training images, each for an equal part of the epochs: small ones are fast and fine early on; empty means image_size."""
     freeze: tuple[str, ...] = ()
     """Parts of the backbone that stay as they are: prefixes of its parameter names."""
     freeze_depthwise: bool = False
@@ -100,11 +100,15 @@ class TrainConfig:
 
     targets: Path = FOLDER / "targets.toml"
     """What the thresholds must keep: shares of misses and of false blocks, with confidence."""
+    slices: tuple[str, ...] = ("source",)
+    """Columns of the manifest by which the test split is judged in parts."""
     scratch_result: Path | None = None
     """Result of benchmarks/scratch.py to show beside this run's."""
 
     def __post_init__(self) -> None:
         """Check the values. Raises TrainError that names the field."""
+        if not all(side >= 16 for side in self.train_sizes):
+            raise TrainError(f"train_sizes must be 16 or more, got {self.train_sizes}")
         for name in ("batch_size", "accumulate", "devices", "image_size"):
             if getattr(self, name) < 1:
                 raise TrainError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -126,12 +130,13 @@ class TrainConfig:
     @property
     def cache_side(self) -> int:
         """Side at which training images are decoded, larger than they are trained at: they are turned and shrunk."""
-        return max(self.size, self.image_size)
+        return max(*self.train_sizes, self.image_size) if self.train_sizes else self.image_size
 
-    @property
-    def size(self) -> int:
-        """Side of training images."""
-        return self.train_size or self.image_size
+    def size_at(self, epoch: int) -> int:
+        """Side of training images in one epoch."""
+        if not self.train_sizes:
+            return self.image_size
+        return self.train_sizes[min(epoch, self.epochs - 1) * len(self.train_sizes) // max(self.epochs, 1)]
 
 
 PRESETS: dict[str, TrainConfig] = {
@@ -141,14 +146,15 @@ PRESETS: dict[str, TrainConfig] = {
         preset="demo",
         name="demo",
         description="Illustrated content (stickers, emoji, clip art); not for photographs, not for nudity.",
-        train_size=192,
+        train_sizes=(160, 160, 160, 224),
         freeze=("stem", "blocks.0.", "blocks.1.", "blocks.2."),
         freeze_norm=True,
         freeze_depthwise=True,
         probe_epochs=2,
-        epochs=6,
+        epochs=8,
+        balance=0.3,
         ema_decay=0.99,
-        average=(0.6, 0.8, 1.0),
+        average=(0.8, 1.0),
         targets=FOLDER / "targets_demo.toml",
         scratch_result=FOLDER.parent / "benchmarks" / "results" / "scratch.json",
     ),

@@ -196,3 +196,16 @@ def targets(examples: Sequence[Example], labels: Sequence[str]) -> NDArray[np.fl
 def in_split(examples: Iterable[Example], split: str) -> list[Example]:
     """Pick the examples of one split, in the manifest's order."""
     return [example for example in examples if example.split == split]
+
+
+def column_values(examples: Sequence[Example], column: str) -> list[str]:
+    """One column of the manifest. Raises DataError that names those there are."""
+    own = {"source", "group", "split", "licence", "name"}
+    if column in own:
+        return [str(getattr(example, column)) for example in examples]
+    if not all(column in example.columns for example in examples):
+        known = sorted(
+            {"source", "group", "split", "licence", "name"}.union(*(each.columns for each in examples))
+        )
+        raise DataError(f"the manifest has no column {column!r} to slice by; it has {', '.join(known)}")
+    return [example.columns[column] for example in examples]

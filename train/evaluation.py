@@ -64,7 +64,8 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         "policy": policy.version,
         **evaluate(scored, policy, config.prevalence),
         "slices": {
-            column: slices(scored, column_values(examples, column), MIN_SLICE) for column in config.slices
+            column: slices(scored, data.column_values(examples, column), MIN_SLICE)
+            for column in config.slices
         },
         "leaks": _leaks(trained_on, examples) if config.leaks else None,
     }
@@ -105,18 +106,6 @@ def score_examples(loaded: LoadedRun, examples: list[Example]) -> Scored:
         groups=tuple(example.group for example in examples),
         harmful=np.array([label in loaded.policy.thresholds for label in loaded.spec.labels]),
     )
-
-
-def column_values(examples: list[Example], column: str) -> list[str]:
-    """One column of the manifest. Raises DataError that names those there are."""
-    if column in {"source", "group", "split", "licence", "name"}:
-        return [str(getattr(example, column)) for example in examples]
-    if not all(column in example.columns for example in examples):
-        known = sorted(
-            {"source", "group", "split", "licence", "name"}.union(*(each.columns for each in examples))
-        )
-        raise DataError(f"the manifest has no column {column!r} to slice by; it has {', '.join(known)}")
-    return [example.columns[column] for example in examples]
 
 
 def _leaks(trained_on: Path, examples: list[Example]) -> list[str] | None:

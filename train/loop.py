@@ -51,7 +51,6 @@ class Classifier(lightning.LightningModule):
         self.model = model
         self.config = config
         self.criterion = criterion
-        self.augment = Augment(size=config.size)
         self.average_precision = MultilabelAveragePrecision(model.head.out_features, average="macro")
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -65,7 +64,7 @@ class Classifier(lightning.LightningModule):
             num_replicas=self.trainer.world_size,
         )
         torch.manual_seed(draw.generator.initial_seed())  # what dropout and stochastic depth draw from
-        images = self.augment(layers, draw)
+        images = Augment(size=self.config.size_at(self.current_epoch))(layers, draw)
         if self.config.mixup > 0.0:
             images, targets = mix(images, targets, self.config.mixup, draw)
         loss = self.criterion(self.model.logits(images), targets, weight.float())

@@ -88,6 +88,7 @@ def save_run(
     record = {"schema_version": RECORD_SCHEMA_VERSION, "task": model.task, **record}
     try:
         save_file(tensors, run / "model.safetensors.part")
+        (run / "model.safetensors.part").chmod(0o644)  # safetensors writes for the owner alone
         (run / "model.safetensors.part").replace(run / "model.safetensors")
         (run / "spec.json").write_text(spec.to_json() + "\n")
         (run / "policy.json").write_text(policy.to_json(indent=1) + "\n")

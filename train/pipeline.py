@@ -28,7 +28,7 @@ from train.data import Example
 from train.errors import DataError
 from train.evaluate import Scored, evaluate, paired_difference, slices
 from train.loaders import Loaders
-from train.loop import CHECKPOINTS, Classifier, fit, last_checkpoint
+from train.loop import CHECKPOINTS, Classifier, fit, last_checkpoint, precision_of
 from train.losses import Criterion, positive_weight
 from train.model import ModerationModel, save_run
 from train.probe import fit_head
@@ -88,6 +88,7 @@ def train(config: TrainConfig) -> Path | None:
         training_record=f"{config.name}:{record.digest(run_record)}",
     )
     save_run(config.run, model=model, spec=spec, policy=policy, record=run_record)
+    results["scratch"] = record.load_scratch(config.scratch_result)
     results["seconds"] = seconds | {"total": time.monotonic() - started}
     (config.run / "metrics.json").write_text(json.dumps(results, indent=1) + "\n")
     write_report(config.run)
@@ -169,7 +170,9 @@ def _average(task: Task, model: ModerationModel, start: dict[str, torch.Tensor],
         averaging.load_mixture(model, start, averaging.snapshot(model), shares[-1])
         return shares[-1]
     truth = data.targets(examples, task.labels)
-    share, found = averaging.choose_share(model, start, shares, loaders.early_stop, examples, truth)
+    share, found = averaging.choose_share(
+        model, start, shares, loaders.early_stop, examples, truth, precision=_fast(task.config)
+    )
     print(
         "weight averaging, early_stop AP:", ", ".join(f"{key}: {value:.3f}" for key, value in found.items())
     )
@@ -204,12 +207,14 @@ def judge(
     )
     scored = {name: score(task, model, logits[name], name) for name in names}
     policy = _policy(task, scored["policy"])
-    sources = [example.source for example in task.split("test")]
     results: dict[str, Any] = {
         "schema_version": 1,
         "labels": list(task.labels),
         "splits": {name: evaluate(scored[name], policy, task.targets.prevalence) for name in names[1:]},
-        "slices": {"source": slices(scored["test"], sources)},
+        "slices": {
+            column: slices(scored["test"], data.column_values(task.split("test"), column))
+            for column in task.config.slices
+        },
         "data_problems": task.problems,
     }
     if frozen is not None and task.config.epochs:
@@ -255,6 +260,11 @@ def score(task: Task, model: ModerationModel, logits: np.ndarray[Any, Any], name
     )
 
 
+def _fast(config: TrainConfig) -> torch.dtype:
+    """Arithmetic for figures that only compare."""
+    return torch.bfloat16 if precision_of(config) == "bf16-mixed" else torch.float32
+
+
 def _baseline(
     task: Task, model: ModerationModel, frozen: dict[str, torch.Tensor], scored: dict[str, Scored]
 ) -> dict[str, Any]:
@@ -264,7 +274,7 @@ def _baseline(
     model.load_state_dict(frozen)
     for name in ["test", *evaluation_only(task.examples)]:
         logits = image_logits(
-            model, task.split(name), task.spec, title=f"frozen {name}", precision=torch.bfloat16
+            model, task.split(name), task.spec, title=f"frozen {name}", precision=_fast(task.config)
         )
         other = probabilities(model, logits)
         probe = replace(scored[name], scores=other)

@@ -135,3 +135,21 @@ def load_scores(run: Path, exempt: frozenset[str] = frozenset({"neutral"})) -> d
         paths = tuple(Path(row[1]) for row in chosen)
         found[split] = ScoredImages(scored=scored, paths=paths, shown=tuple(row[4] for row in chosen))
     return found
+
+
+def load_scratch(path: Path | None) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures of the same network without pre-trained weights, by split, out of benchmarks/scratch.py's result; empty without one."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        points = json.loads(path.read_bytes())["points"]
+        values = next(point["values"] for point in points if point["settings"]["weights"] == "random weights")
+        return {
+            split: {
+                figure: {end: values[f"{split}_{figure}_{end}"] for end in ("value", "low", "high")}
+                for figure in ("auroc", "macro_ap")
+            }
+            for split in ("test", "unseen")
+        }
+    except (OSError, ValueError, KeyError, StopIteration, TypeError) as error:
+        raise RunError(f"{path} is not a result of benchmarks/scratch.py: {error!r}") from error

@@ -27,6 +27,11 @@ def print_summary(run: Path) -> None:
             print(
                 f"  frozen features:         AUROC {figure(baseline['auroc'])}; macro AP {figure(baseline['macro_ap'])}"
             )
+        scratch = results.get("scratch", {}).get(name)
+        if scratch:
+            print(
+                f"  without ImageNet weights: AUROC {figure(scratch['auroc'])}; macro AP {figure(scratch['macro_ap'])}"
+            )
         print(f"  sent to review {figure(split['decisions']['review_share'])}")
     print_policy(Policy.load(run / "policy.json"))
     print(f"{results['seconds']['total']:.0f} s; report: {run / 'report.html'}")
