@@ -37,11 +37,17 @@ class RoundedLayer:
     """Rounded weights as floats."""
 
 
-def correct_biases(prepared: Path, quantized: Path, corrected: Path, pixels: Pixels) -> None:
-    """Write to `corrected` the FP32 graph `prepared` with biases that undo the mean error of `quantized`."""
-    model = onnx.load(prepared)
+def correct_biases(
+    prepared: Path, quantized: Path, corrected: Path, pixels: Pixels, *, weights_of: Path
+) -> None:
+    """Write to `corrected` the graph `weights_of` with biases that undo the mean error of `quantized`.
+
+    `prepared` is the FP32 graph that the error is measured against; `weights_of` is the same one or one with
+    weights moved onto their grid.
+    """
     rounded = rounded_layers(onnx.load(quantized))
-    shifts = mean_shifts(model, rounded, pixels, corrected)
+    shifts = mean_shifts(onnx.load(prepared), rounded, pixels, corrected)
+    model = onnx.load(weights_of)
     weights = {each.name: each for each in model.graph.initializer}
     for node in model.graph.node:
         if node.name in shifts:

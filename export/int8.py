@@ -28,6 +28,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.bias_correction import correct_biases
 from export.source import Pixels
+from export.weight_rounding import round_weights
 from moderation_client.contract import IMAGE_INPUT
 
 Method = Literal["minmax", "percentile", "entropy"]
@@ -49,7 +50,7 @@ class Int8Settings:
     float_nodes: tuple[str, ...] = ()
     """Names of layers that stay in float, besides normalisation and head."""
     corrected: bool = True
-    """Whether each layer's mean output is moved back to FP32's."""
+    """Whether weights are rounded for the layer's output, and its mean output moved back to FP32's."""
 
 
 class ImageReader(CalibrationDataReader):  # type: ignore[misc]
@@ -73,16 +74,23 @@ class Quantizer:
         self._calibration = calibration
         self.prepared = prepare(fp32, folder / "prepared.onnx")
         model = onnx.load(self.prepared)
+        self._rounded: Path | None = None
         self.layers = tuple(node.name for node in model.graph.node if node.op_type in LAYERS)
         self.always_float = always_float(model)
 
     def write(self, path: Path, settings: Int8Settings) -> None:
         """Quantize into `path`."""
-        self._quantize(self.prepared, path, settings)
-        if settings.corrected:
-            corrected = self._folder / "corrected.onnx"
-            correct_biases(self.prepared, path, corrected, self._calibration[:NUM_CORRECTION_IMAGES])
-            self._quantize(corrected, path, settings)
+        if not settings.corrected:
+            self._quantize(self.prepared, path, settings)
+            return
+        images = self._calibration[:NUM_CORRECTION_IMAGES]
+        if self._rounded is None:
+            self._rounded = self._folder / "rounded.onnx"
+            round_weights(self.prepared, self._rounded, set(self.layers) - set(self.always_float), images)
+        self._quantize(self._rounded, path, settings)
+        corrected = self._folder / "corrected.onnx"
+        correct_biases(self.prepared, path, corrected, images, weights_of=self._rounded)
+        self._quantize(corrected, path, settings)
 
     def _quantize(self, graph: Path, path: Path, settings: Int8Settings) -> None:
         with quiet():
