@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from moderation_client._async_client import AsyncModerationClient
+from typing import TYPE_CHECKING, Any
+
 from moderation_client._client import ModerationClient
 from moderation_client._errors import (
     AuthenticationError,
@@ -31,6 +32,9 @@ from moderation_client._stats import ClientStats, ReplicaStats
 from moderation_client.contract import ImageSpec, ModelSpec
 from moderation_client.policy import Decision, Outcome, Policy, Threshold
 from moderation_client.results import ImageInfo, Timing, Verdict, VerdictError, Views
+
+if TYPE_CHECKING:
+    from moderation_client._async_client import AsyncModerationClient
 
 __version__ = "0.1.0"
 
@@ -72,3 +76,12 @@ __all__ = [
     "VerdictError",
     "Views",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the asyncio client when it is asked for: asyncio is half of what importing everything would cost."""
+    if name != "AsyncModerationClient":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from moderation_client._async_client import AsyncModerationClient  # noqa: PLC0415  see above
+
+    return AsyncModerationClient

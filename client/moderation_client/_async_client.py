@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from moderation_client._adrive import adrive, cancel
 from moderation_client._calls import is_ready, prepare, score
 from moderation_client._connect import connect_async
-from moderation_client._drive import adrive, cancel
 from moderation_client._flow import Flow
 from moderation_client._jobs import Job
 from moderation_client._outcomes import Outcomes

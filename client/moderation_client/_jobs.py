@@ -56,6 +56,8 @@ class Part:
     """Of the whole image; kept here because a job that is given up lets go of its own."""
     redo: int
     """Which preparation of the image they are from."""
+    since: float
+    """When they were ready to be sent."""
 
     @property
     def is_current(self) -> bool:

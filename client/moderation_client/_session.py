@@ -160,7 +160,7 @@ class Session:
 
     def window(self) -> Window:
         """A window for one call."""
-        return Window(max_in_flight=self.settings.max_in_flight, read_ahead=2 * self.settings.decode_threads)
+        return Window(max_in_flight=self.settings.max_in_flight, read_ahead=8 * self.settings.decode_threads)
 
     def next_batch(self, window: Window) -> Batch | None:
         """What to send now."""

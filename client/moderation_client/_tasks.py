@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from moderation_client._adrive import adrive, cancel
 from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, secure
-from moderation_client._drive import adrive, cancel
 from moderation_client._errors import InvalidImageError, ModerationError
 from moderation_client._flow import Flow, Progress
 from moderation_client._jobs import Batch, Job
@@ -97,8 +97,8 @@ class TaskRun:
             raise self._broken
         if self._window.has_finished:
             return
-        expiry = self._window.next_expiry()
-        timeout = None if expiry is None else max(0.0, expiry - time.monotonic())
+        wake = self._window.next_wake()
+        timeout = None if wake is None else max(0.001, wake - time.monotonic())
         self._changed.clear()
         changed = asyncio.ensure_future(self._changed.wait())
         waited: set[asyncio.Future[Any]] = {changed} if pull is None else {changed, pull}
@@ -106,6 +106,7 @@ class TaskRun:
         changed.cancel()
         if not done:
             self._window.expire()
+            self._pump()
 
     async def _decode(self, job: Job) -> None:
         loop = asyncio.get_running_loop()

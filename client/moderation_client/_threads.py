@@ -114,9 +114,10 @@ class ThreadRun:
                     return
                 if self._window.has_finished or self._broken is not None:
                     continue
-                expiry = self._window.next_expiry()
-                if not self._changed.wait(None if expiry is None else max(0.0, expiry - time.monotonic())):
+                wake = self._window.next_wake()
+                if not self._changed.wait(None if wake is None else max(0.001, wake - time.monotonic())):
                     self._window.expire()
+                    self._pump()
 
     def _decode(self, job: Job) -> None:
         with self._guard():
@@ -131,7 +132,8 @@ class ThreadRun:
             with self._changed:
                 tell(self._window)
                 self._pump()
-                self._changed.notify_all()
+                if self._window.needs_caller:  # waking it for every image would cost more than it gains
+                    self._changed.notify_all()
 
     def _pump(self) -> None:
         """Send what can be sent; the lock is held."""

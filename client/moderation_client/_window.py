@@ -6,8 +6,10 @@ so memory stays bounded), what goes into a batch, and in which order verdicts co
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,10 @@ MAX_BYTES = 32 * 1024 * 1024
 """Pixels and caller's bytes held for them; one more image is taken while less is held."""
 GRACE_S = 0.25
 """The request itself reports a missed deadline with a better reason; the window only steps in after this."""
+COMPANY = 8
+"""Views that are worth a request: one costs as much CPU as four images in it."""
+LINGER_S = 0.1
+"""Longest wait of an image for company while others are being decoded."""
 MAX_REDOS = 2
 """Times an image is prepared again because a version with another image spec answered."""
 
@@ -56,6 +62,11 @@ class Window:
         room = len(self._jobs) < MAX_IMAGES and self._held_bytes < MAX_BYTES
         return room and self._num_decoding < self._read_ahead
 
+    @property
+    def needs_caller(self) -> bool:
+        """Whether the caller's thread has something to do: verdicts to hand out, or decoders that run dry."""
+        return self.has_finished or self._num_decoding <= self._read_ahead // 2
+
     def admit(self, image_id: str | int, source: Any, deadline: float) -> Job:
         """Take an image in; the shell decodes it next."""
         job = Job(self._num_admitted, image_id, source, deadline, time.monotonic())
@@ -80,7 +91,7 @@ class Window:
             return
         job.pixels, job.image_spec, job.views_left = pixels, image_spec, num_views
         self._hold(job, num_bytes)
-        self._waiting.append(Part(job, 0, num_views, pixels, job.redos))
+        self._waiting.append(Part(job, 0, num_views, pixels, job.redos, time.monotonic()))
 
     def refused(self, job: Job, verdict: Verdict) -> None:
         """It cannot be judged, by its own fault."""
@@ -99,15 +110,20 @@ class Window:
     def next_batch(self, max_views: int, max_bytes: int) -> Batch | None:
         """What to send now, if anything.
 
-        A full batch goes at once; a smaller one when nothing more is being decoded or the server would idle. So batches are
-        small while the server keeps up and grow when it does not, without a timer.
+        `COMPANY` views go at once, fewer when nothing more is being decoded or when the first of them has waited
+        `LINGER_S`. While all requests are in flight more gather, up to the full batch: busy servers get large requests.
         """
         if not self._waiting or self._num_in_flight >= self._max_in_flight:
             return None
         parts = self._fill(max_views, max_bytes)
         num_views = sum(part.stop - part.start for part in parts)
-        hurry = self._num_decoding == 0 or self._num_in_flight == 0
-        if not hurry and len(parts) == len(self._waiting) and num_views < max_views:
+        waited_s = time.monotonic() - self._waiting[0].since
+        if (
+            self._num_decoding > 0
+            and waited_s < LINGER_S
+            and len(parts) == len(self._waiting)
+            and num_views < min(max_views, COMPANY)
+        ):
             return None
         self._take(parts)
         self._num_in_flight += 1
@@ -197,15 +213,23 @@ class Window:
     def expire(self) -> None:
         """Give up images whose deadline has passed while they were being decoded or held up."""
         now = time.monotonic()
-        for job in self._jobs:
-            if job.outcome is None and now > job.deadline + GRACE_S:
+        for job in self._open_jobs():
+            if now > job.deadline + GRACE_S:
                 self.fail(job, DeadlineExceededError("the deadline passed before the image was judged"))
         self._waiting = deque(part for part in self._waiting if part.job.outcome is None)
 
-    def next_expiry(self) -> float | None:
-        """When `expire` has something to do."""
-        open_jobs = [job.deadline for job in self._jobs if job.outcome is None]
-        return min(open_jobs) + GRACE_S if open_jobs else None
+    def next_wake(self) -> float | None:
+        """When to look again though nothing happened: images wait long enough, or a deadline passes.
+
+        Deadlines never decrease from one image to the next, so the first open one is the earliest.
+        """
+        times = [job.deadline + GRACE_S for job in itertools.islice(self._open_jobs(), 1)]
+        if self._waiting and self._num_in_flight < self._max_in_flight:
+            times.append(self._waiting[0].since + LINGER_S)
+        return min(times, default=None)
+
+    def _open_jobs(self) -> Iterator[Job]:
+        return (job for job in self._jobs if job.outcome is None)
 
     @property
     def has_finished(self) -> bool:
