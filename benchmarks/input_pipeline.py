@@ -24,7 +24,7 @@ from train.config import PRESETS, TrainConfig
 from train.loaders import Loaders
 from train.loop import Classifier, freeze, parameter_groups
 from train.losses import Criterion, positive_weight
-from train.pipeline import new_model, prepare
+from train.task import new_model, prepare
 from train.sampling import Draw
 
 Batch = tuple[Tensor, Tensor, Tensor]

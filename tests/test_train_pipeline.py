@@ -155,6 +155,7 @@ def test_corrupt_checkpoint_is_explained(
     (folder / "epoch-999.ckpt").write_bytes(kept.read_bytes()[:1000])
     assert train(runs, manifest, "again", "--resume") == 0
     assert "trying the one before" in capsys.readouterr().out
+    assert results(runs / "again") == results(runs / "first")
     for path in folder.glob("epoch-*.ckpt"):
         path.write_bytes(b"broken")
     assert train(runs, manifest, "again", "--resume") == 1

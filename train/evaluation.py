@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from scipy.special import expit, softmax
 
 from moderation_client.policy import Policy
 from train import data
@@ -17,9 +18,9 @@ from train.data import Example
 from train.errors import DataError
 from train.evaluate import Scored, evaluate, slices
 from train.model import LoadedRun, load_run
-from train.pipeline import NEUTRAL
 from train.scoring import image_logits, probabilities
 from train.summary import figure
+from train.task import NEUTRAL
 
 MIN_SLICE = 20
 
@@ -101,7 +102,9 @@ def score_examples(loaded: LoadedRun, examples: list[Example]) -> Scored:
     return Scored(
         labels=loaded.spec.labels,
         scores=probabilities(loaded.model, logits),
-        raw=(1.0 / (1.0 + np.exp(-logits))).astype(np.float32),
+        raw=(expit(logits) if loaded.spec.task == "multilabel" else softmax(logits, axis=1)).astype(
+            np.float32
+        ),
         truth=truth,
         groups=tuple(example.group for example in examples),
         harmful=np.array([label in loaded.policy.thresholds for label in loaded.spec.labels]),

@@ -149,6 +149,8 @@ def fit(classifier: Classifier, loaders: Loaders) -> bool:
     config = classifier.config
     folder = config.run / CHECKPOINTS
     checkpoint = last_checkpoint(folder) if config.resume else None
+    if checkpoint is not None and _finished(classifier, checkpoint):
+        return True
     freeze(classifier.model, config)  # before DDP looks which parameters it must wait for
     trainer = make_trainer(config, validate=len(loaders.early_stop) > 0)
     try:
@@ -164,6 +166,15 @@ def fit(classifier: Classifier, loaders: Loaders) -> bool:
     if trainer.interrupted:
         raise TrainError(f"training was interrupted; go on with --resume (checkpoints in {folder})")
     return trainer.is_global_zero
+
+
+def _finished(classifier: Classifier, checkpoint: Path) -> bool:
+    """Take the weights of a checkpoint of the last epoch: averaged ones, where averaging is on. Lightning would not."""
+    kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if kept["epoch"] + 1 < classifier.config.epochs:
+        return False
+    classifier.load_state_dict(kept["state_dict"])
+    return True
 
 
 def make_trainer(config: TrainConfig, *, validate: bool) -> lightning.Trainer:
