@@ -116,8 +116,8 @@ def _verify(package: Package, path: Path) -> None:
 
 def _download(package: Package, scratch: Path, folder: Path) -> Path:
     """Run `npm pack` with a cache of its own, so that the user's npm cache is neither trusted nor filled."""
-    arguments = ["pack", package.pinned, "--ignore-scripts", "--pack-destination", str(scratch)]
-    arguments += ["--cache", str(scratch / "cache"), "--loglevel", "error", *_RETRIES]
+    arguments = ["pack", package.pinned, "--ignore-scripts", "--pack-destination", "."]
+    arguments += ["--cache", str(scratch.resolve() / "cache"), "--loglevel", "error", *_RETRIES]
     way_out = (
         f"Check the network and npm's registry setting, or run `npm pack {package.pinned}` on another machine, "
         f"put {package.tarball} into a folder and name that folder with --packages-dir."
