@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from export.commands_repository import Configure, List, Prune, Rollback, Verify
+from export.commands_repository import Configure, Lint, List, Prune, Rollback, Verify
 from export.commands_source import Publish
 from moderation_client import ModerationError
 from train.errors import TrainError
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "configure": Configure,
     "verify": Verify,
     "prune": Prune,
+    "lint": Lint,
 }
 DESCRIPTION = (
     "Verified ONNX variants in a Triton model repository. `python -m export RUN` is short for `publish RUN`."

@@ -12,6 +12,7 @@ import tyro
 
 from export import listing, operations
 from export.live import LiveServer
+from export.releases import DEFAULT_TARGET
 from export.serving import Serving
 from moderation_client.contract import MODEL_NAME
 
@@ -101,3 +102,31 @@ class Prune(OnRepository):
         removed = operations.prune(self.repository, keep=self.keep, model=self.model)
         print(f"removed: {', '.join(map(str, removed)) or 'nothing'}")
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lint:
+    """Say what Triton would refuse, guess, ignore or expose, without a server; any repository will do."""
+
+    repository: tyro.conf.Positional[Path] = Path("model_repository")
+    """Triton model repository, of this program or anybody's."""
+    target_triton: str = DEFAULT_TARGET
+    """Oldest Triton release (YY.MM) that must load it."""
+    cpus: int = 0
+    """CPUs that the server may use; 0 means as many as this machine gives."""
+    strict: bool = False
+    """Warnings fail the command too."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Run the command; its exit status: 1 when something is wrong."""
+        from export.lint import lint  # noqa: PLC0415 - onnx takes half a second to import
+
+        found = lint(self.repository, target=self.target_triton, cpus=self.cpus)
+        if self.json:
+            print(json.dumps([finding.to_dict() for finding in found], indent=1))
+        else:
+            print("\n".join(map(str, found)) or f"{self.repository}: nothing to say")
+        worst = {"error", "warning"} if self.strict else {"error"}
+        return 1 if any(finding.severity in worst for finding in found) else 0
