@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(command: Serve, stop: threading.Event) -> int:
     """Start every replica, watch them on threads, wait for `stop`."""
     on_log = _forward_json if command.log_format == "json" else None
+    status = 0
     with contextlib.ExitStack() as running:
         threads = []
         for index, config in enumerate(replica_configs(command.server, command.replicas)):
@@ -77,10 +78,14 @@ def _run(command: Serve, stop: threading.Event) -> int:
             )
         for thread in threads:
             thread.start()
-        stop.wait()
+        while not stop.wait(0.5):
+            if not all(thread.is_alive() for thread in threads):
+                logger.error("the watch over a server ended by itself: stopping")  # its traceback is above
+                stop.set()
+                status = 1
         for thread in threads:
             thread.join()
-    return 0
+    return status
 
 
 def _announce(server: TritonServer, supervisor: Supervisor) -> None:

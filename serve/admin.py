@@ -9,7 +9,7 @@ from types import TracebackType
 import httpx
 
 from moderation_client.contract import MODEL_NAME
-from serve.errors import AdminError
+from serve.errors import AdminError, AdminSilentError
 
 _POLL_S = 0.05
 
@@ -19,12 +19,15 @@ class Admin:
 
     def __init__(self, http_url: str, headers: Mapping[str, str], *, timeout_s: float = 60.0) -> None:
         """`headers` are `TritonServer.admin_headers`."""
-        # An idle connection would hold up the server's exit: none is kept.
         self._http = httpx.Client(
             base_url=f"http://{http_url}",
-            headers={**headers, "Connection": "close"},
+            headers=headers,
             timeout=timeout_s,
             trust_env=False,
+            verify=False,  # noqa: S501  # plain HTTP on this machine: loading certificates would only cost time
+            limits=httpx.Limits(
+                max_keepalive_connections=0
+            ),  # an idle connection would hold up the server's exit
         )
 
     def __enter__(self) -> Admin:
@@ -74,6 +77,8 @@ class Admin:
     def _post(self, path: str) -> httpx.Response:
         try:
             response = self._http.post(path)
+        except httpx.TimeoutException as error:
+            raise AdminSilentError(f"{path}: no answer in time") from error
         except httpx.HTTPError as error:
             raise AdminError(f"{path}: {error}") from error
         if response.status_code != httpx.codes.OK:

@@ -13,6 +13,7 @@ ServeError
     ModelLoadError             a model was refused; carries the reasons out of the server's log
   ServerDiedError            the server ended while it was in use
   AdminError                 a repository-control call was refused
+    AdminSilentError           it was not answered in time
 """
 
 from __future__ import annotations
@@ -90,3 +91,7 @@ class ServerDiedError(ServeError):
 
 class AdminError(ServeError):
     """The running server refused a repository-control call; the message has its words."""
+
+
+class AdminSilentError(AdminError):
+    """A repository-control call was not answered in time: the server hangs, or the model takes longer than it did."""

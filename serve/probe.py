@@ -53,7 +53,15 @@ class Prober:
 
     def __init__(self, http_url: str, repository: Path, *, timeout_s: float) -> None:
         """`http_url` is `TritonServer.http_url`."""
-        self._base = f"http://{http_url}/v2/models"
+        self._http = httpx.Client(
+            base_url=f"http://{http_url}/v2/models",
+            timeout=timeout_s,
+            trust_env=False,
+            verify=False,  # noqa: S501  # plain HTTP on this machine: loading certificates would only cost time
+            limits=httpx.Limits(
+                max_keepalive_connections=0
+            ),  # an idle connection would hold up the server's exit
+        )
         self._repository = repository
         self._timeout_s = timeout_s
         self._first: dict[tuple[str, str], NDArray[np.float32]] = {}
@@ -155,12 +163,7 @@ class Prober:
         return self._request("POST", f"/{model}/infer", content=text + data, headers=headers)
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        headers = {
-            **options.pop("headers", {}),
-            "Connection": "close",
-        }  # an idle one would hold up the server's exit
-        with httpx.Client(timeout=self._timeout_s, trust_env=False) as http:
-            return http.request(method, self._base + path, headers=headers, **options)
+        return self._http.request(method, path, **options)
 
 
 def _gradient(dims: list[int]) -> NDArray[np.uint8]:

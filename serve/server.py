@@ -41,7 +41,7 @@ class TritonServer:
 
     `with TritonServer(ServerConfig(repository=..., http_port=0, grpc_port=0, metrics_port=0)) as server:` is ready
     inside. Attributes: `grpc_url`, `http_url` and `metrics_url` ("127.0.0.1:PORT"), `repository`, `models`, `token`,
-    `token_file`, `admin_headers` (for HTTP and, prefixed, for gRPC), `pid`.
+    `token_file`, `admin_headers` (for HTTP and, prefixed, for gRPC), `pid`, `startup_s`.
 
     Raises the errors of `serve.errors`: PortInUseError, EmptyRepositoryError, ModelLoadError, ...
     """
@@ -53,6 +53,7 @@ class TritonServer:
         self.models: tuple[str, ...] = ()
         self._on_log = on_log
         self._started = False
+        self.startup_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._workspace: Workspace | None = None
         self._reader: log.LogReader | None = None
@@ -119,12 +120,14 @@ class TritonServer:
         environment = installation.server_environment(found)
         if self.config.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.config.gpu)
+        began = time.monotonic()
         self._process = launch.start(command, environment, self.config.cpu_cores)
         assert self._process.stdout is not None
         file = self.config.log_file or workspace.path / "server.log"
         sinks = () if self._on_log is None else (self._on_log,)
         self._reader = log.LogReader(self._process.stdout, file=file, sinks=sinks)
         self._wait_until_ready()
+        self.startup_s = time.monotonic() - began
         blank_argument(self.pid, self.token)
         self._started = True
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psutil
 
 from serve.admin import Admin
-from serve.errors import AdminError, ServerDiedError
+from serve.errors import AdminError, AdminSilentError, ServerDiedError
 from serve.probe import Answer, Prober
 from serve.server import TritonServer
 
@@ -23,6 +23,9 @@ logger = logging.getLogger("serve")
 
 _PATIENCE = {Answer.FAILED: 2, Answer.WRONG: 2, Answer.SILENT: 3}
 """So many in a row, and the model is loaded again."""
+_MIN_RELOAD_S, _RELOAD_FACTOR = 5.0, 2.0
+"""A model that is not loaded again within this time, or this many times as long as the server took to start, hangs."""
+_COLLECTED_AFTER_S = 0.05
 _LINGER_S = 3.0
 """Processes of an instance that was replaced may take so long to end."""
 
@@ -57,7 +60,6 @@ class Watch:
         self._prober = Prober(server.http_url, server.repository, timeout_s=config.probe_timeout_s)
         self._processes: dict[int, str] = {}
         self._abandoned: dict[int, float] = {}
-        self._suspects: set[int] = set()
         self._strikes: Counter[str] = Counter()
         self._probed_at = float("-inf")
         self.problems: dict[str, str] = dict.fromkeys(server.models, "not asked yet")
@@ -68,7 +70,7 @@ class Watch:
         return not self.problems
 
     def check(self) -> None:
-        """Look once, and repair what is broken. Raises ServerDiedError when the server itself has ended."""
+        """Look once, and repair what is broken. Raises ServerDiedError when the server itself has ended, or hung and was ended."""
         code = self._server.process.poll()
         if code is not None:
             self.problems = dict.fromkeys(self._server.models, "the server ended")
@@ -83,21 +85,26 @@ class Watch:
                 self._probe(model)
 
     def _dead_models(self) -> set[str]:
-        """Models with a process that has ended and that the server has not noticed (it would have collected it)."""
-        dead = set()
+        """Models with a process that has ended and that the server has not noticed: it would have collected it."""
+        dead = self._uncollected()
+        if dead:
+            time.sleep(_COLLECTED_AFTER_S)  # the first look can fall between a regular end and its collection
+            dead &= self._uncollected()
+        return {self._processes.get(pid, "") for pid in dead} & set(self._server.models)
+
+    def _uncollected(self) -> set[int]:
+        """Processes that have ended, but for those of instances that were replaced already."""
+        ended = set()
         for process in psutil.Process(self._server.pid).children():
             try:
-                status = process.status()
-                if status != psutil.STATUS_ZOMBIE:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    ended.add(process.pid)
+                else:
                     self._processes.setdefault(process.pid, _model_of(process, self._server))
                     self._end_if_abandoned(process)
-                elif process.pid in self._suspects and process.pid not in self._abandoned:
-                    # Seen twice: one look can fall between the regular end of a process and its collection.
-                    dead.add(self._processes.get(process.pid, ""))
-                self._suspects.add(process.pid) if status == psutil.STATUS_ZOMBIE else None
             except psutil.NoSuchProcess:
                 continue
-        return dead & set(self._server.models)
+        return ended - set(self._abandoned)
 
     def _end_if_abandoned(self, process: psutil.Process) -> None:
         """End a process of a replaced instance that its server never will."""
@@ -112,8 +119,17 @@ class Watch:
         logger.error("model %s is not ready: %s; loading it again", model, why)
         self._abandoned |= {pid: began for pid, owner in self._processes.items() if owner == model}
         try:
-            with Admin(self._server.http_url, self._server.admin_headers) as admin:
+            patience_s = max(_MIN_RELOAD_S, _RELOAD_FACTOR * self._server.startup_s)
+            with Admin(self._server.http_url, self._server.admin_headers, timeout_s=patience_s) as admin:
                 admin.reload(model)
+        except AdminSilentError as error:
+            # Seen on Triton 24.10: replacing an instance that died with a request can hang and then crash the server.
+            self.problems = dict.fromkeys(self._server.models, f"{why}, and the server hangs")
+            self._server.process.kill()
+            self._server.process.wait()
+            raise ServerDiedError(
+                f"tritonserver hung while it loaded {model}: {error}", exit_code=None
+            ) from error
         except AdminError as error:
             logger.error("model %s was not loaded: %s", model, error)
             self.problems[model] = f"{why}, and loading it again failed: {error}"

@@ -64,7 +64,7 @@ def _stubs(server: TritonServer) -> list[psutil.Process]:
 
 def _wait_unready_then_ready(supervisor: Supervisor) -> None:
     eventually(lambda: _status(supervisor) == 503, what="unready")
-    eventually(lambda: _status(supervisor) == 200, timeout_s=40, what="ready again")
+    eventually(lambda: _status(supervisor) == 200, timeout_s=90, what="ready again")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
