@@ -176,7 +176,10 @@ def judge_pixels(
     scores = scores_of(reply, SCORES_OUTPUT, (batch.num_views, len(spec.labels)))
     policy = policy_for(options.policy, session.book.policy(version), spec.labels)
     places = (place for part in batch.parts for place in range(part.start, part.stop))
-    return [judge_view(place, row, spec, version, policy) for place, row in zip(places, scores, strict=True)]
+    return [
+        judge_view(place, row, spec, version, policy)
+        for place, row in zip(places, scores.tolist(), strict=True)
+    ]
 
 
 def score(

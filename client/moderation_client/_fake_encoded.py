@@ -28,7 +28,7 @@ def judge_file(
     except InvalidImageError as error:
         return error_verdict(0, error, Decision.REVIEW).to_dict(), np.zeros(len(spec.labels), np.float32)
     rows = scores(decoded.pixels)
-    views = [judge_view(place, row, spec, version, policy) for place, row in enumerate(rows)]
+    views = [judge_view(place, row, spec, version, policy) for place, row in enumerate(rows.tolist())]
     verdict = verdict_of(
         0, views, incomplete=decoded.incomplete, info=decoded.info, looked=decoded.views, timing=Timing()
     )

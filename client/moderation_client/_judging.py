@@ -6,7 +6,7 @@ errors, and an incomplete look is at least REVIEW.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moderation_client._errors import ModerationError
@@ -14,9 +14,6 @@ from moderation_client.policy import Decision, Outcome, Policy
 from moderation_client.results import ImageInfo, Timing, Verdict, VerdictError, Views
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from moderation_client.contract import ModelSpec
 
 
@@ -26,17 +23,15 @@ class JudgedView:
 
     index: int
     outcome: Outcome
-    scores: NDArray[np.float32]
+    scores: list[float]
     spec: ModelSpec
     version: str
     policy: Policy
 
 
-def judge_view(
-    index: int, scores: NDArray[np.float32], spec: ModelSpec, version: str, policy: Policy
-) -> JudgedView:
-    """Decide for one view from `scores`, float32 [num_labels]."""
-    return JudgedView(index, policy.decide(scores.tolist()), scores, spec, version, policy)
+def judge_view(index: int, scores: list[float], spec: ModelSpec, version: str, policy: Policy) -> JudgedView:
+    """Decide for one view from its `scores`, one a label."""
+    return JudgedView(index, policy.decide(scores), scores, spec, version, policy)
 
 
 def worst_of(views: list[JudgedView]) -> JudgedView:
@@ -54,7 +49,7 @@ def verdict_of(
     timing: Timing,
 ) -> Verdict:
     """Verdict for an image all of whose views were judged."""
-    worst = worst_of(views)
+    worst = worst_of(views) if len(views) > 1 else views[0]
     outcome = worst.outcome
     return Verdict(
         id=image_id,
@@ -62,14 +57,14 @@ def verdict_of(
         label=outcome.label,
         score=outcome.score,
         threshold=outcome.threshold,
-        scores=dict(zip(worst.spec.labels, worst.scores.tolist(), strict=True)),
+        scores=dict(zip(worst.spec.labels, worst.scores, strict=True)),
         reason=incomplete,
         model_name=worst.spec.name,
         model_version=worst.version,
         policy_name=worst.policy.name,
         policy_version=worst.policy.version,
         image=info,
-        views=replace(looked, worst=worst.index) if looked else None,
+        views=Views(total=looked.total, looked_at=looked.looked_at, worst=worst.index) if looked else None,
         timing=timing,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ MAX_BYTES = 32 * 1024 * 1024
 """Pixels and caller's bytes held for them; one more image is taken while less is held."""
 GRACE_S = 0.25
 """The request itself reports a missed deadline with a better reason; the window only steps in after this."""
-COMPANY = 8
+COMPANY = 16
 """Views that are worth a request: one costs as much CPU as four images in it."""
 LINGER_S = 0.1
 """Longest wait of an image for company while others are being decoded."""
@@ -45,6 +45,7 @@ class Window:
         self._jobs: deque[Job] = deque()
         self._waiting: deque[Part] = deque()
         self._num_decoding = 0
+        self._num_waiting_views = 0
         self._num_in_flight = 0
         self._held_bytes = 0
         self._num_admitted = 0
@@ -91,6 +92,7 @@ class Window:
             return
         job.pixels, job.image_spec, job.views_left = pixels, image_spec, num_views
         self._hold(job, num_bytes)
+        self._num_waiting_views += num_views
         self._waiting.append(Part(job, 0, num_views, pixels, job.redos, time.monotonic()))
 
     def refused(self, job: Job, verdict: Verdict) -> None:
@@ -115,16 +117,10 @@ class Window:
         """
         if not self._waiting or self._num_in_flight >= self._max_in_flight:
             return None
-        parts = self._fill(max_views, max_bytes)
-        num_views = sum(part.stop - part.start for part in parts)
-        waited_s = time.monotonic() - self._waiting[0].since
-        if (
-            self._num_decoding > 0
-            and waited_s < LINGER_S
-            and len(parts) == len(self._waiting)
-            and num_views < min(max_views, COMPANY)
-        ):
+        few = self._num_decoding > 0 and self._num_waiting_views < min(max_views, COMPANY)
+        if few and time.monotonic() - self._waiting[0].since < LINGER_S:
             return None
+        parts = self._fill(max_views, max_bytes)
         self._take(parts)
         self._num_in_flight += 1
         return Batch(tuple(parts))
@@ -141,7 +137,7 @@ class Window:
             if room < 1 or part.job.image_spec != image_spec:
                 break
             stop = min(part.stop, part.start + room)
-            parts.append(replace(part, stop=stop))
+            parts.append(part if stop == part.stop else replace(part, stop=stop))
             num_views += stop - part.start
             num_bytes += per_view * (stop - part.start)
             if stop < part.stop:
@@ -152,6 +148,7 @@ class Window:
         """Remove from the queue what goes out; a part sent only in part leaves its rest in front."""
         for part in parts:
             queued = self._waiting.popleft()
+            self._num_waiting_views -= part.stop - part.start
             if part.stop < queued.stop:
                 self._waiting.appendleft(replace(queued, start=part.stop))
 
@@ -199,8 +196,9 @@ class Window:
         """
         self._num_in_flight -= 1
         again = []
-        for job in dict.fromkeys(part.job for part in batch.parts if part.is_current):
-            self._waiting = deque(part for part in self._waiting if part.job is not job)
+        gone = dict.fromkeys(part.job for part in batch.parts if part.is_current)
+        self._keep_waiting(lambda part: part.job not in gone)
+        for job in gone:
             if job.redos >= MAX_REDOS:
                 self.fail(job, error)
                 continue
@@ -216,7 +214,7 @@ class Window:
         for job in self._open_jobs():
             if now > job.deadline + GRACE_S:
                 self.fail(job, DeadlineExceededError("the deadline passed before the image was judged"))
-        self._waiting = deque(part for part in self._waiting if part.job.outcome is None)
+        self._keep_waiting(lambda part: part.job.outcome is None)
 
     def next_wake(self) -> float | None:
         """When to look again though nothing happened: images wait long enough, or a deadline passes.
@@ -242,6 +240,10 @@ class Window:
         while self._jobs and self._jobs[0].outcome is not None:
             finished.append(self._jobs.popleft())
         return finished
+
+    def _keep_waiting(self, wanted: Callable[[Part], bool]) -> None:
+        self._waiting = deque(part for part in self._waiting if wanted(part))
+        self._num_waiting_views = sum(part.stop - part.start for part in self._waiting)
 
     def _hold(self, job: Job, num_bytes: int) -> None:
         job.held_bytes += num_bytes
