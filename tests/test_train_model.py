@@ -15,6 +15,7 @@ from train.backbones import build_backbone, default_image_size, names
 from train.efficientnet_lite import VARIANTS, EfficientNetLite, load_imagenet, weights_file
 from train.errors import RunError, WeightsError
 from train.model import ModerationModel, load_run
+from train.scoring import folded
 
 FAMILIES = [
     ("efficientnet_lite0", 32),
@@ -113,6 +114,19 @@ def test_weights_file_is_loaded_and_checked(tmp_path: Path) -> None:
         build_backbone("resnet18", weights=str(tmp_path / "evil.pth"))
     with pytest.raises(WeightsError, match=r"none\.pth cannot be read"):
         build_backbone("resnet18", weights=str(tmp_path / "none.pth"))
+
+
+def test_folding_keeps_the_features(tmp_path: Path) -> None:
+    """Scoring runs a copy with normalisation inside the convolutions; its features are the model's to rounding."""
+    model = load_run(small_run(tmp_path / "run")).model
+    image = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        pixels = model.normalise(image)
+        expected = model.body(pixels)
+        copied = folded(model.body)
+        torch.testing.assert_close(copied(pixels), expected, rtol=1e-3, atol=1e-3)
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in copied.modules()) == 0
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.body.modules()) == 49
 
 
 def test_run_directory_gives_back_the_same_scores(tmp_path: Path) -> None:
