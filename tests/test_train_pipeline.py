@@ -203,3 +203,30 @@ def test_multiclass_run_trains(runs: Path, manifest: Path) -> None:
     assert set(loaded.policy.thresholds) == {"circle", "star"}
     scores = load_scores(runs / "classes")["test"].scored.scores
     assert abs(scores.sum(1) - 1.0).max() < 1e-4
+
+
+def test_full_disk_is_explained(runs: Path, manifest: Path) -> None:
+    """A checkpoint that cannot be written ends with the reason and with where the last good one is."""
+    command = [
+        sys.executable,
+        "-m",
+        "train",
+        "--name",
+        "full",
+        "--runs",
+        str(runs),
+        "--data",
+        str(manifest),
+        *SMALL,
+    ]
+    limited = [
+        "bash",
+        "-c",
+        'ulimit -f 30000; exec "$@"',
+        "bash",
+        *command,
+    ]  # 30 MB: the start fits, a checkpoint does not
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "error: training stopped: " in done.stderr
+    assert "the last good checkpoint is in" in done.stderr
