@@ -24,8 +24,8 @@ from train.config import PRESETS, TrainConfig
 from train.loaders import Loaders
 from train.loop import Classifier, freeze, parameter_groups
 from train.losses import Criterion, positive_weight
-from train.task import new_model, prepare
 from train.sampling import Draw
+from train.task import new_model, prepare
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -51,7 +51,9 @@ class InputConfig:
 def main() -> None:
     """Measure, print the bars, write input_pipeline.json."""
     config = tyro.cli(InputConfig, description=__doc__)
-    settings = replace(PRESETS["demo"], data=config.data, runs=Path("runs/benchmarks"), name="input", check=False)
+    settings = replace(
+        PRESETS["demo"], data=config.data, runs=Path("runs/benchmarks"), name="input", check=False
+    )
     classifier, loaders = build(settings, config.num_images)
     rates = measure(config, classifier, loaders)
     found = ratio(rates["pipeline"], rates["cached"])
@@ -62,12 +64,26 @@ def main() -> None:
     ]
     half = len(memory) // 2
     bars = [
-        Bar(name="images/s with the input pipeline over images/s on a kept batch", measured=found.value, limit=0.9, sense="at_least"),
-        Bar(name="growth of memory over the second half of the epochs, MB", measured=memory[-1] - memory[half], limit=20.0, sense="at_most"),
+        Bar(
+            name="images/s with the input pipeline over images/s on a kept batch",
+            measured=found.value,
+            limit=0.9,
+            sense="at_least",
+        ),
+        Bar(
+            name="growth of memory over the second half of the epochs, MB",
+            measured=memory[-1] - memory[half],
+            limit=20.0,
+            sense="at_most",
+        ),
     ]
     for bar in bars:
         print(bar)
-    print(write_result(make_result("input_pipeline", config, points, bars=bars), config.out, name="input_pipeline.json"))
+    print(
+        write_result(
+            make_result("input_pipeline", config, points, bars=bars), config.out, name="input_pipeline.json"
+        )
+    )
 
 
 def build(settings: TrainConfig, num_images: int) -> tuple[Classifier, Loaders]:

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import random
 import signal
-import time
+import sys
 from pathlib import Path
 
 import pytest
 
 from export import commit, listing, operations
 from export.commit import open_staging
-from export.errors import LockedError
 from export.lint import lint
 from export.publish import publish
 from export.repository import ModelFolder
 from tests.small_export import quick_config, small_source
 
 NUM_KILLS = 20
+FILE_EVENTS = ("open", "os.", "shutil.", "ctypes.", "tempfile.", "fcntl.")
+"""Python's audit events that come right before something happens to a file."""
+SWAP_EVENTS = ("os.rename", "ctypes.dlsym")
+"""Those right before a folder is moved or two are exchanged."""
 
 
-def publish_for_ever(repository: str, scratch: str, with_exchange: bool) -> None:
-    """Publish, roll back, prune and configure until killed."""
+def change_until_killed(
+    repository: str, scratch: str, with_exchange: bool, num_swaps: int, num_events: int
+) -> None:
+    """Publish, roll back, prune; SIGKILL comes `num_events` file operations after the `num_swaps`-th swap began."""
     if not with_exchange:
         commit.exchange = lambda one, other: False  # a file system without an atomic swap
-    for seed in itertools.count():
-        try:
-            publish(small_source(Path(scratch), seed=seed % 3), quick_config(Path(repository)))
-            if seed % 2:
-                operations.rollback(Path(repository))
-            operations.prune(Path(repository), keep=2)
-        except LockedError:
-            time.sleep(0.01)
+    source = small_source(Path(scratch), seed=num_events % 3)
+    swaps = events = 0
+
+    def count(event: str, _arguments: object) -> None:
+        nonlocal swaps, events
+        if event == "os.kill":
+            return
+        events += event.startswith(FILE_EVENTS) and swaps >= num_swaps
+        swaps += event in SWAP_EVENTS
+        if swaps >= num_swaps and events >= num_events:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    publish(source, quick_config(Path(repository)))
+    if num_events % 2 and len(ModelFolder(Path(repository)).versions) > 1:
+        operations.rollback(Path(repository))
+    operations.prune(Path(repository), keep=2)
 
 
-def check_whole(repository: Path) -> int:
-    """The repository holds one complete state; its active version, 0 before the first."""
-    if not (repository / "moderation").exists():
-        return 0
-    folder = ModelFolder(repository)
-    assert listing.verify(repository) == []
-    assert [str(each) for each in lint(repository) if each.severity == "error"] == []
-    assert folder.state is not None
-    return folder.state.active
+def check_whole(repository: Path) -> None:
+    """What is there is one complete state: every file as published, nothing that a server would refuse."""
+    if (repository / "moderation").exists():
+        assert ModelFolder(repository).state is not None
+        assert listing.verify(repository) == []
+        assert [str(each) for each in lint(repository) if each.severity == "error"] == []
 
 
 @pytest.mark.parametrize("with_exchange", [True, False])
@@ -54,22 +64,25 @@ def test_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, with_exchange: boo
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["export.publish", "export.operations", "tests.small_export"])
     repository, scratch = tmp_path / "repository", tmp_path / "scratch"
-    rng = random.Random(1)
-    for _ in range(NUM_KILLS if with_exchange else NUM_KILLS // 2):
-        arguments = (str(repository), str(scratch), with_exchange)
-        process = context.Process(target=publish_for_ever, args=arguments, daemon=True)
+    publish(small_source(scratch), quick_config(repository))
+    rng = random.Random(int(with_exchange))
+    codes = []
+    for number in range(NUM_KILLS):
+        # every second kill somewhere while the version is made, the others right at a swap or just after it
+        moment = (rng.randint(1, 6), rng.randint(0, 3)) if number % 2 else (0, rng.randint(1, 350))
+        arguments = (str(repository), str(scratch), with_exchange, *moment)
+        process = context.Process(target=change_until_killed, args=arguments, daemon=True)
         process.start()
-        time.sleep(rng.uniform(0.02, 0.5))
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
         process.join()
+        codes.append(process.exitcode)
         process.close()
         if not with_exchange:
             with open_staging(repository):
                 pass
         check_whole(repository)
-    assert ModelFolder(repository).next_version > 4, "the publishers were killed before they published anything"
-    with open_staging(repository) as staging:
-        assert list(staging.path.glob("stage-*")) == []
+    assert set(codes) <= {-signal.SIGKILL, 0}
+    assert codes.count(-signal.SIGKILL) >= NUM_KILLS // 2
+    assert ModelFolder(repository).next_version > 3, "nothing was published between the kills"
     publish(small_source(scratch), quick_config(repository))
-    assert check_whole(repository) > 0
+    check_whole(repository)
+    assert not list((tmp_path / ".repository.staging").glob("stage-*"))

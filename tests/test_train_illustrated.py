@@ -164,7 +164,9 @@ def test_killed_build_leaves_nothing_half(tmp_path: Path) -> None:
     """A kill in the middle leaves no data set and no process, and the next run builds a whole one."""
     icons: dict[str, object] = {f"disc-{i}": {"body": DISC} for i in range(2000)}
     package = make_package(tmp_path / "tarballs", icons=icons)
-    config = make_config(tmp_path, package, "".join(f"toy,1.0.0,{name},,disc,disc,train,MIT\n" for name in icons))
+    config = make_config(
+        tmp_path, package, "".join(f"toy,1.0.0,{name},,disc,disc,train,MIT\n" for name in icons)
+    )
     options = {
         "out": config.out,
         "packages-dir": config.packages_dir,
