@@ -67,7 +67,7 @@ def test_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, with_exchange: boo
     publish(small_source(scratch), quick_config(repository))
     rng = random.Random(int(with_exchange))
     codes = []
-    for number in range(NUM_KILLS):
+    for number in range(NUM_KILLS if with_exchange else NUM_KILLS // 2):
         # every second kill somewhere while the version is made, the others right at a swap or just after it
         moment = (rng.randint(1, 6), rng.randint(0, 3)) if number % 2 else (0, rng.randint(1, 350))
         arguments = (str(repository), str(scratch), with_exchange, *moment)
@@ -81,7 +81,7 @@ def test_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, with_exchange: boo
                 pass
         check_whole(repository)
     assert set(codes) <= {-signal.SIGKILL, 0}
-    assert codes.count(-signal.SIGKILL) >= NUM_KILLS // 2
+    assert codes.count(-signal.SIGKILL) >= len(codes) // 2
     assert ModelFolder(repository).next_version > 3, "nothing was published between the kills"
     publish(small_source(scratch), quick_config(repository))
     check_whole(repository)
