@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class ModerationClient(Shared):
     """Asks a moderation service for decisions; for threads, may be shared by any number of them.
 
-    A forked child gets its own connections on first use; close the client, or leave its `with` block, when done.
+    Fork rule: fork while no call of the client is running; the child then gets its own connections and threads on first
+    use, the parent keeps its own. Close the client, or leave its `with` block, when done.
     """
 
     _connect = staticmethod(connect_blocking)
