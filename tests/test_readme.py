@@ -14,7 +14,7 @@ from moderation_client.testing import FakeServer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[list[str]]:
@@ -73,7 +73,7 @@ def test_example_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
 
 def test_tree_exists() -> None:
     """Every folder that the tree names is there."""
-    (tree,) = [block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if "client/" in block]
+    (tree,) = [block for language, block in BLOCKS if not language]
     folders = [line.split()[0] for line in tree.splitlines() if line]
     assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
 
