@@ -102,7 +102,8 @@ def test_mistakes_are_named(
 def test_ctrl_c_keeps_what_was_measured(triton: TritonServer, tmp_path: Path) -> None:
     """Interrupted in its first window, the program still writes what it has, says so, and exits with 130."""
     out = tmp_path / "cut"
-    command = [sys.executable, "benchmarks/latency.py", "--url", triton.grpc_url, "--out", str(out)]
+    command = ["env", "--default-signal=INT"]  # what runs the tests may ignore it, and children inherit that
+    command += [sys.executable, "benchmarks/latency.py", "--url", triton.grpc_url, "--out", str(out)]
     command += ["--concurrency", "1", "--window-s", "60", "--warmup-s", "0.1", "--num-images", "1"]
     with Target(Address(url=triton.grpc_url, headers=triton.admin_headers)) as target:
         before = target.statistics().num_images

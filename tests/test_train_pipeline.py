@@ -91,7 +91,7 @@ def test_scores_file_is_what_the_model_says(runs: Path, manifest: Path) -> None:
     examples = in_split(read_manifest(manifest), "test")
     scores = probabilities(loaded.model, image_logits(loaded.model, examples, loaded.spec.image))
     kept = load_scores(runs / "first")["test"].scored.scores
-    assert abs(kept - scores).max() < 1e-5
+    assert abs(kept - scores).max() < 1e-4
 
 
 def test_too_few_examples_are_not_decided(runs: Path) -> None:
