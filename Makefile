@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint format serve bench clean
+.PHONY: help demo test lint format serve serve-open-nsfw bench clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -23,6 +23,10 @@ format: $(READY) ## let ruff rewrite what it can
 
 serve: $(READY)  ## run Triton on model_repository/
 	$(BIN)/python -m serve
+
+serve-open-nsfw: $(READY)  ## a real nudity filter for photographs, without training (Yahoo's open_nsfw, BSD-2)
+	test -e runs/open_nsfw/repository/moderation || $(BIN)/python -m export import --preset open_nsfw --repository runs/open_nsfw/repository --report runs/open_nsfw/export
+	$(BIN)/python -m serve --repository runs/open_nsfw/repository
 
 bench: $(READY)  ## latency sweep against a server that it starts
 	$(BIN)/python benchmarks/latency.py --serve

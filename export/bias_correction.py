@@ -99,13 +99,12 @@ def mean_shifts(
         part = np.ascontiguousarray(pixels[start : start + batch])
         found = opened.run(list(outputs.values()), {IMAGE_INPUT: part})
         for name, value in zip(outputs, found, strict=True):
-            total[name] = total.get(name, 0.0) + value.astype(np.float64) * len(part)
+            total[name] = total.get(name, 0.0) + value.astype(np.float64).sum(axis=(0, 2, 3))
     return {name: value / len(pixels) for name, value in total.items()}
 
 
 def _add_rounded_copies(model: onnx.ModelProto, rounded: dict[str, RoundedLayer]) -> dict[str, str]:
     graph = model.graph
-    graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 3], np.int64), "spatial_axes"))
     outputs = {}
     for node in [each for each in graph.node if each.name in rounded]:
         layer, base = rounded[node.name], f"{node.name}/rounded"
@@ -120,9 +119,7 @@ def _add_rounded_copies(model: onnx.ModelProto, rounded: dict[str, RoundedLayer]
         graph.node.append(copy)
         graph.node.append(helper.make_node("Sub", [f"{base}/y", node.output[0]], [f"{base}/difference"]))
         mean = f"{base}/mean"
-        graph.node.append(
-            helper.make_node("ReduceMean", [f"{base}/difference", "spatial_axes"], [mean], keepdims=0)
-        )
+        graph.node.append(helper.make_node("GlobalAveragePool", [f"{base}/difference"], [mean]))
         graph.output.append(helper.make_tensor_value_info(mean, TensorProto.FLOAT, None))
         outputs[node.name] = mean
     return outputs

