@@ -27,7 +27,7 @@ from train.losses import Criterion, positive_weight
 from train.sampling import Draw
 from train.task import new_model, prepare
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

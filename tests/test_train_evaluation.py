@@ -43,7 +43,7 @@ def test_other_data_and_leaks(run: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--split", "nowhere"), "no images in the split 'nowhere'; it has calibration"),
-        (("--slices", "language"), "no column 'language' to slice by; it has group"),
+        (("--slices", "language"), "no column 'language'; it has group"),
         (("--prevalence", "2"), "prevalence must be between 0 and 1"),
         (("--data", "nowhere.csv"), "nowhere.csv does not exist"),
     ],

@@ -150,15 +150,16 @@ def test_corrupt_checkpoint_is_explained(
     runs: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of two checkpoints the broken one is passed over; when none can be read the error says to delete them."""
-    folder = runs / "again" / "checkpoints"
+    assert train(runs, manifest, "broken") == 0
+    folder = runs / "broken" / "checkpoints"
     (kept,) = folder.glob("epoch-*.ckpt")
     (folder / "epoch-999.ckpt").write_bytes(kept.read_bytes()[:1000])
-    assert train(runs, manifest, "again", "--resume") == 0
+    assert train(runs, manifest, "broken", "--resume") == 0
     assert "trying the one before" in capsys.readouterr().out
-    assert results(runs / "again") == results(runs / "first")
+    assert results(runs / "broken") == results(runs / "first")
     for path in folder.glob("epoch-*.ckpt"):
         path.write_bytes(b"broken")
-    assert train(runs, manifest, "again", "--resume") == 1
+    assert train(runs, manifest, "broken", "--resume") == 1
     assert "no checkpoint in" in capsys.readouterr().err
 
 
@@ -203,6 +204,17 @@ def test_multiclass_run_trains(runs: Path, manifest: Path) -> None:
     assert set(loaded.policy.thresholds) == {"circle", "star"}
     scores = load_scores(runs / "classes")["test"].scored.scores
     assert abs(scores.sum(1) - 1.0).max() < 1e-4
+
+
+def test_side_task_is_learnt_along_and_thrown_away(
+    runs: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second head learns a column; the model that is written has no trace of it; an unknown column is named."""
+    assert train(runs, manifest, "side", "--side-task", "name") == 0
+    assert load_run(runs / "side").spec.labels == ("circle", "star")
+    assert results(runs / "side") != results(runs / "first")
+    assert train(runs, manifest, "wrong", "--side-task", "kind") == 1
+    assert "no column 'kind'" in capsys.readouterr().err
 
 
 def test_full_disk_is_explained(runs: Path, manifest: Path) -> None:

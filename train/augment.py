@@ -26,13 +26,13 @@ COARSE = 8
 class Strength:
     """How far augmentation goes; each probability is per image."""
 
-    plain: float = 0.45
+    plain: float = 0.6
     """Left where it is, on white or black: as the service will see it."""
     smallest: float = 0.55
     """Smallest scale of the picture in the frame."""
     turn_degrees: float = 25.0
     """Largest rotation."""
-    recolour: float = 0.6
+    recolour: float = 0.5
     """Hue, saturation and brightness changed."""
     invert: float = 0.1
     """Colours inverted: white line art on dark ground."""

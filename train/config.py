@@ -78,6 +78,10 @@ class TrainConfig:
     """How far targets stand from 0 and 1."""
     mixup: float = 0.0
     """Alpha of MixUp's Beta distribution (Zhang et al., 2018); 0 is off."""
+    side_task: str = ""
+    """Column of the manifest (what kind of thing is shown) that a second head learns along; it is thrown away afterwards."""
+    side_weight: float = 0.5
+    """Weight of its loss."""
     ema_decay: float = 0.0
     """Decay of the moving average of weights that is kept and evaluated; 0 is off."""
     average: tuple[float, ...] = (1.0,)
@@ -150,7 +154,7 @@ PRESETS: dict[str, TrainConfig] = {
         freeze=("stem", "blocks.0.", "blocks.1.", "blocks.2."),
         freeze_norm=True,
         freeze_depthwise=True,
-        probe_epochs=2,
+        probe_epochs=1,
         epochs=8,
         balance=0.3,
         ema_decay=0.99,

@@ -207,5 +207,5 @@ def column_values(examples: Sequence[Example], column: str) -> list[str]:
         known = sorted(
             {"source", "group", "split", "licence", "name"}.union(*(each.columns for each in examples))
         )
-        raise DataError(f"the manifest has no column {column!r} to slice by; it has {', '.join(known)}")
+        raise DataError(f"the manifest has no column {column!r}; it has {', '.join(known)}")
     return [example.columns[column] for example in examples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch.utils.data import DataLoader
 
 from moderation_client.contract import ImageSpec
 from train.config import TrainConfig
-from train.data import Example, targets
+from train.data import Example, column_values, targets
 from train.losses import draw_weights
-from train.pixels import EvaluationImages, TrainingImages, collate_views
+from train.pixels import NO_KIND, EvaluationImages, TrainingImages, collate_views
 from train.sampling import EpochSampler
+
+MIN_KIND = 2
+"""Images that a value of the side task's column needs to be a class."""
 
 
 class Loaders(lightning.LightningDataModule):
@@ -31,8 +35,13 @@ class Loaders(lightning.LightningDataModule):
         super().__init__()
         self.config = config
         self.train_targets = targets(train, labels)
+        kinds, self.num_kinds = side_classes(train, config.side_task)
         self.train = TrainingImages(
-            train, self.train_targets, side=config.cache_side, cache_bytes=config.cache_gb * 1e9
+            train,
+            self.train_targets,
+            side=config.cache_side,
+            cache_bytes=config.cache_gb * 1e9,
+            kinds=kinds,
         )
         self.early_stop = EvaluationImages(early_stop, targets(early_stop, labels), spec=spec, keep=True)
 
@@ -68,3 +77,14 @@ class Loaders(lightning.LightningDataModule):
             sampler=range(rank, len(self.early_stop), replicas),
             collate_fn=collate_views,
         )
+
+
+def side_classes(examples: Sequence[Example], column: str) -> tuple[list[int], int]:
+    """Class of each image by a column, NO_KIND for values too rare to learn from, and the number of classes."""
+    if not column:
+        return [], 0
+    values = column_values(examples, column)
+    counts = Counter(values)
+    names = sorted(value for value, count in counts.items() if value and count >= MIN_KIND)
+    number = {name: index for index, name in enumerate(names)}
+    return [number.get(value, NO_KIND) for value in values], len(names)

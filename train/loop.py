@@ -16,6 +16,7 @@ import lightning
 import torch
 from lightning.pytorch import callbacks, loggers
 from torch import Tensor, nn
+from torch.nn import functional
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from train.augment import Augment
@@ -46,16 +47,19 @@ EXPECTED = "|".join(
 class Classifier(lightning.LightningModule):
     """Augment, score, compare; validation scores images as the service does: the worst view counts."""
 
-    def __init__(self, model: ModerationModel, config: TrainConfig, criterion: Criterion) -> None:
+    def __init__(
+        self, model: ModerationModel, config: TrainConfig, criterion: Criterion, num_kinds: int = 0
+    ) -> None:
         super().__init__()
+        self.side_head = nn.Linear(model.head.in_features, num_kinds) if num_kinds else None
         self.model = model
         self.config = config
         self.criterion = criterion
         self.average_precision = MultilabelAveragePrecision(model.head.out_features, average="macro")
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """One step on layers uint8 [N, 4, S, S]; stops with a clear error when the loss is no number."""
-        layers, targets, weight = batch
+        layers, targets, weight, kinds = batch
         draw = Draw(
             seed=self.config.seed,
             epoch=self.current_epoch,
@@ -67,7 +71,11 @@ class Classifier(lightning.LightningModule):
         images = Augment(size=self.config.size_at(self.current_epoch))(layers, draw)
         if self.config.mixup > 0.0:
             images, targets = mix(images, targets, self.config.mixup, draw)
-        loss = self.criterion(self.model.logits(images), targets, weight.float())
+        features = self.model.features(images)
+        loss = self.criterion(self.model.head(features), targets, weight.float())
+        if self.side_head is not None and bool((kinds >= 0).any()):
+            side = functional.cross_entropy(self.side_head(features).float(), kinds, label_smoothing=0.1)
+            loss = loss + self.config.side_weight * side
         if not torch.isfinite(loss):
             raise TrainError(
                 f"the loss became {float(loss.detach())} in epoch {self.current_epoch}, step {batch_idx}: lower learning_rate "
@@ -98,6 +106,8 @@ class Classifier(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, lower rate for the backbone, no decay of vectors; warm-up, then a cosine."""
         config, groups = self.config, parameter_groups(self.model, self.config)
+        if self.side_head is not None:
+            groups.append({"params": list(self.side_head.parameters()), "lr": config.learning_rate})
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -195,6 +205,8 @@ def make_trainer(config: TrainConfig, *, validate: bool) -> lightning.Trainer:
             loggers.CSVLogger(logs, name="", version="csv"),
             loggers.TensorBoardLogger(str(logs), name="", version="tensorboard"),
         ],
+        # Without early stopping nothing hangs on these figures: a few along the way are enough.
+        check_val_every_n_epoch=1 if config.patience else max(1, config.epochs // 4),
         log_every_n_steps=10,
         num_sanity_val_steps=0,
         enable_model_summary=False,

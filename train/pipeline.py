@@ -65,7 +65,7 @@ def _learn(
     """Probe, fine-tune and average; give the share of fine-tuned weights and the weights of the probe."""
     with timed(seconds, "decode"):
         loaders = Loaders(task.split("train"), task.split("early_stop"), task.labels, task.spec, task.config)
-    classifier = Classifier(model, task.config, _criterion(task.config, loaders))
+    classifier = Classifier(model, task.config, _criterion(task.config, loaders), loaders.num_kinds)
     with timed(seconds, "probe"):
         start = _start(classifier, loaders)
     if not task.config.epochs:

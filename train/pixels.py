@@ -24,6 +24,8 @@ from train.data import Example
 from train.errors import DataError
 
 Pixels = NDArray[np.uint8]
+NO_KIND = -100
+"""Kind of an image that the side task leaves out; torch's cross-entropy ignores it."""
 
 
 def all_views(example: Example, spec: ImageSpec) -> Pixels:
@@ -44,13 +46,20 @@ def layered(example: Example, side: int) -> Pixels:
     return np.concatenate([black.transpose(2, 0, 1), opacity[None].astype(np.uint8)])
 
 
-class TrainingImages(Dataset[tuple[Tensor, Tensor, float]]):
-    """Training images uint8 [4, side, side] with targets float32 [num_labels] and weight; in memory when they fit."""
+class TrainingImages(Dataset[tuple[Tensor, Tensor, float, int]]):
+    """Training images uint8 [4, side, side], targets float32 [num_labels], weight, kind; in memory when they fit."""
 
     def __init__(
-        self, examples: Sequence[Example], targets: NDArray[np.float32], *, side: int, cache_bytes: float
+        self,
+        examples: Sequence[Example],
+        targets: NDArray[np.float32],
+        *,
+        side: int,
+        cache_bytes: float,
+        kinds: Sequence[int] = (),
     ) -> None:
         self.examples = list(examples)
+        self.kinds = list(kinds) or [NO_KIND] * len(self.examples)
         self.targets = torch.from_numpy(targets)
         self.side = side
         fits = len(self.examples) * 4 * side * side <= cache_bytes
@@ -69,13 +78,13 @@ class TrainingImages(Dataset[tuple[Tensor, Tensor, float]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, float]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, float, int]:
         pixels = (
             self.cache[index]
             if self.cache is not None
             else torch.from_numpy(layered(self.examples[index], self.side))
         )
-        return pixels, self.targets[index], self.examples[index].weight
+        return pixels, self.targets[index], self.examples[index].weight, self.kinds[index]
 
 
 class EvaluationImages(Dataset[tuple[Pixels, Tensor]]):

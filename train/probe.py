@@ -41,7 +41,7 @@ def _features(classifier: Classifier, loaders: Loaders) -> tuple[Tensor, Tensor]
     fast = precision_of(config) == "bf16-mixed"
     for epoch in range(config.probe_epochs):
         loader.sampler.set_epoch(PROBE_EPOCH + epoch)  # type: ignore[attr-defined]
-        for step, (layers, target, _) in enumerate(loader):
+        for step, (layers, target, *_) in enumerate(loader):
             draw = Draw(seed=config.seed, epoch=PROBE_EPOCH + epoch, step=step)
             images = augment(layers, draw)
             with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
