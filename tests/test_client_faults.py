@@ -177,11 +177,12 @@ def stoppable() -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A fake server in a process of its own, which can be stopped in the middle of everything."""
     command = [sys.executable, "-c", HANGING]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url, http_url = process.stdout.readline().split()
-        yield process, url, http_url
-        os.kill(process.pid, signal.SIGCONT)
-        process.kill()
+        try:
+            assert process.stdout is not None
+            url, http_url = process.stdout.readline().split()
+            yield process, url, http_url
+        finally:
+            process.kill()  # ends a stopped process too
 
 
 def test_stopped_server_is_given_up_for_another(
