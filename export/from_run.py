@@ -31,7 +31,7 @@ class ImagesConfig:
 
     num_calibration: int = 200
     """Training images that INT8 ranges are taken from."""
-    num_selection: int = 300
+    num_selection: int = 400
     """Held-out images (splits calibration and policy) by which INT8 settings are chosen."""
     num_test: int = 2000
     """Images of the test split that parity is measured on, at most."""

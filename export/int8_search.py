@@ -1,7 +1,7 @@
 """Chooses the INT8 settings: the fastest ones first, more layers in float until decisions agree on the selection images.
 
-1. Each calibration method with every layer quantized; the best one by agreement, then by mean score shift, stays.
-2. Where that is not enough, the layers are split into blocks in graph order, each block's harm is measured by quantizing it
+1. Calibration methods in turn with every layer quantized, until one agrees well enough; else the best of them stays.
+2. Where even that is below the gate, the layers are split into blocks in graph order, each block's harm is measured by quantizing it
    alone, and blocks go back to float, most harmful first, until the target is met or the budget of blocks is spent.
 The test split is not looked at here.
 """
@@ -33,7 +33,7 @@ class SearchConfig:
     """Blocks the layers are split into for finding the sensitive ones."""
     max_float_blocks: int = 6
     """At most so many of them go back to float: more would not be INT8 any more."""
-    safety: float = 0.004
+    safety: float = 0.002
     """How much above the gate's agreement the selection images must lie, so that the test images pass too."""
     batch_size: int = 16
     """Batch of the measurements."""
@@ -110,7 +110,7 @@ def search_int8(source: Source, fp32: Path, path: Path, limits: Limits, config: 
         quantizer = Quantizer(fp32, source.images.calibration, folder)
         bench = _Bench(source, quantizer, folder, config.batch_size)
         best = _best_method(bench, config, target)
-        if best.agreement < target:
+        if best.agreement < limits.min_agreement:
             best = max(
                 (best, _with_float_blocks(bench, quantizer, best, config, target)), key=lambda t: t.rank
             )

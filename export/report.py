@@ -74,14 +74,18 @@ def _figures(built: Sequence[Built], config: VariantConfig) -> str:
     rows.append(("gate", *("passed" if each.passed else "FAILED" for each in built)))
     for where in built[0].parity.agreement:
         rows.append((f"decisions agree {where}", *(_share(each, where) for each in built)))
-    rows.append(("... at least", *(f"{config.gates.of(each.variant).min_agreement:.2%}" for each in built)))
+    rows.append(
+        ("needed: at least", *(f"{config.gates.of(each.variant).min_agreement:.2%}" for each in built))
+    )
     for name in ("mean", "p99", "max"):
         rows.append((f"score shift, {name}", *(f"{getattr(each.parity.shift, name):.2g}" for each in built)))
     for batch in built[0].parity.batch_shift:
         rows.append(
             (f"largest shift at batch {batch}", *(f"{each.parity.batch_shift[batch]:.2g}" for each in built))
         )
-    rows.append(("... at most", *(f"{config.gates.of(each.variant).max_score_shift:g}" for each in built)))
+    rows.append(
+        ("allowed: at most", *(f"{config.gates.of(each.variant).max_score_shift:g}" for each in built))
+    )
     for label in built[0].parity.ap_reference:
         rows.append((f"average precision, {label}", *(_ap(each, label) for each in built)))
     rows.append(("batch of 8 on this machine", *(f"{each.time_ms:.1f} ms" for each in built)))
@@ -95,7 +99,7 @@ def _share(built: Built, where: str) -> str:
 
 def _ap(built: Built, label: str) -> str:
     parity = built.parity
-    return f"{parity.ap_variant[label]:.4f} ({-parity.ap_drop[label]:+.4f})"
+    return f"{parity.ap_variant[label]:.4f} ({0.0 - round(parity.ap_drop[label], 4):+.4f})"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -142,13 +146,13 @@ def _histogram(built: Built) -> str:
         height = round(100 * count / top)
         x = 20 + 62 * index
         bars.append(
-            f"<rect class=bar x={x} y={120 - height} width=50 height={height} />"
-            f"<text x={x + 25} y={115 - height} text-anchor=middle font-size=10>{count}</text>"
-            f"<text x={x + 25} y=134 text-anchor=middle font-size=10>&lt; {SHIFT_BINS[index + 1]:g}</text>"
+            f"<rect class=bar x={x} y={140 - height} width=50 height={height} />"
+            f"<text x={x + 25} y={135 - height} text-anchor=middle font-size=10>{count}</text>"
+            f"<text x={x + 25} y=154 text-anchor=middle font-size=10>&lt; {SHIFT_BINS[index + 1]:g}</text>"
         )
     width = 40 + 62 * len(counts)
     title = f"<text x=20 y=12 font-size=11>scores by absolute shift ({sum(counts)} scores)</text>"
-    return f"<svg width={width} height=145 role=img>{title}{''.join(bars)}</svg>"
+    return f"<svg width={width} height=165 role=img>{title}{''.join(bars)}</svg>"
 
 
 def _figure(worst: Worst, source: Source) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from export import graph, session
 from export.bias_correction import correct_biases, mean_shifts, rounded_layers
-from export.gates import Gates
+from export.gates import Limits
 from export.int8 import Int8Settings, Quantizer, always_float, blocks
 from export.int8_search import SearchConfig, search_int8
 from export.releases import release_of
@@ -102,8 +102,10 @@ def test_search_puts_layers_back_to_float_until_decisions_agree(tmp_path: Path) 
     """With an unreachable target every block is tried; the trials are recorded and the best is written."""
     source = small_source(tmp_path / "s")
     graph.save(source.graph(tmp_path), tmp_path / "fp32.onnx", source.spec, release_of("24.10"))
-    config = SearchConfig(methods=("minmax",), num_blocks=2, max_float_blocks=2, safety=2.0)
-    found = search_int8(source, tmp_path / "fp32.onnx", tmp_path / "int8.onnx", Gates().int8, config)
+    config = SearchConfig(methods=("minmax",), num_blocks=2, max_float_blocks=2)
+    limits = Limits(max_score_shift=1.0, min_agreement=1.01, max_ap_drop=1.0)
+    found = search_int8(source, tmp_path / "fp32.onnx", tmp_path / "int8.onnx", limits, config)
+    assert len(found.trials) >= 2
     assert (tmp_path / "int8.onnx").is_file()
     assert found.chosen.rank == max(trial.rank for trial in found.trials)
     assert blocks(["a", "b", "c"], 2) == [("a", "b"), ("c",)]
