@@ -5,6 +5,7 @@ Every change is prepared as a whole new model folder and takes effect in one swa
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,8 @@ def commit_state(
         swapped.append((staging.repository / ENCODED_MODEL_NAME, staging.commit(stage / ENCODED_MODEL_NAME)))
     swapped.append((staging.repository / name, staging.commit(stage / name)))
     if live.server is not None:
-        _load_or_restore(staging, live, active, swapped)
+        published = dataclasses.replace(active, path=staging.repository / name / str(active.number))
+        _load_or_restore(staging, live, published, swapped)
 
 
 def _load_or_restore(
