@@ -51,6 +51,11 @@ class Admin:
         index = self._post("/v2/repository/index").json()
         return {each.get("version", ""): each.get("state", "") for each in index if each["name"] == model}
 
+    def num_answered(self, model: str) -> int:
+        """Requests that all versions of a model have answered since they were loaded. Raises AdminError."""
+        statistics = self._ask("GET", f"/v2/models/{model}/stats").json()["model_stats"]
+        return sum(int(each["inference_stats"]["success"]["count"]) for each in statistics)
+
     def load(self, model: str) -> None:
         """Load a model, or load it again when its files changed. Raises AdminError with the server's reason."""
         self._post(f"/v2/repository/models/{model}/load")
@@ -75,8 +80,11 @@ class Admin:
         self.load(model)
 
     def _post(self, path: str) -> httpx.Response:
+        return self._ask("POST", path)
+
+    def _ask(self, method: str, path: str) -> httpx.Response:
         try:
-            response = self._http.post(path)
+            response = self._http.request(method, path)
         except httpx.TimeoutException as error:
             raise AdminSilentError(f"{path}: no answer in time") from error
         except httpx.HTTPError as error:

@@ -2,7 +2,8 @@
 
 Triton goes on saying "ready" when the process behind a Python model has died, and never starts it again. Here such a process
 is seen within `interval_s`, its model is reported unready and loaded again. A model that fails the golden question twice in a
-row, or gives no answer three times, is loaded again too; one that somebody unloaded is reported and left alone.
+row (once, when the server itself says that the process is not healthy), or gives no answer three times while it answers nobody
+else either, is loaded again too; one that somebody unloaded is reported and left alone.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import psutil
 
 from serve.admin import Admin
 from serve.errors import AdminError, AdminSilentError, ServerDiedError
-from serve.probe import Answer, Prober
+from serve.probe import Answer, Finding, Prober
 from serve.server import TritonServer
 
 logger = logging.getLogger("serve")
 
 _PATIENCE = {Answer.FAILED: 2, Answer.WRONG: 2, Answer.SILENT: 3}
 """So many in a row, and the model is loaded again."""
+_CERTAIN = "is not healthy"
+"""What Triton says of a model process that hangs: no second question is needed."""
+_AGAIN_S = 0.5
+"""A model that did not answer well is asked again so soon, until it is repaired or given up."""
 _MIN_RELOAD_S, _RELOAD_FACTOR = 5.0, 2.0
 """A model that is not loaded again within this time, or this many times as long as the server took to start, hangs."""
 _COLLECTED_AFTER_S = 0.05
@@ -36,8 +41,8 @@ class WatchConfig:
 
     interval_s: float = 0.25
     """Time between two looks at the server's processes."""
-    probe_interval_s: float = 5.0
-    """Time between two golden questions to every model; one follows every repair at once."""
+    probe_interval_s: float = 2.0
+    """Time between two golden questions to every model; one follows every repair at once, a bad answer within half a second."""
     probe_timeout_s: float = 2.0
     """Time a golden question may take."""
     max_backoff_s: float = 30.0
@@ -61,6 +66,7 @@ class Watch:
         self._processes: dict[int, str] = {}
         self._abandoned: dict[int, float] = {}
         self._strikes: Counter[str] = Counter()
+        self._answered: dict[str, int] = {}
         self._probed_at = float("-inf")
         self.problems: dict[str, str] = dict.fromkeys(server.models, "not asked yet")
 
@@ -79,10 +85,15 @@ class Watch:
             )
         for model in sorted(self._dead_models()):
             self._repair(model, "its process died")
-        if time.monotonic() - self._probed_at >= self._config.probe_interval_s:
+        if time.monotonic() - self._probed_at >= self._pause_s():
             self._probed_at = time.monotonic()
             for model in self._server.models:
                 self._probe(model)
+
+    def _pause_s(self) -> float:
+        """Time between two rounds of questions: short while a model is in doubt."""
+        doubtful = any(0 < strikes <= max(_PATIENCE.values()) for strikes in self._strikes.values())
+        return min(_AGAIN_S, self._config.probe_interval_s) if doubtful else self._config.probe_interval_s
 
     def _dead_models(self) -> set[str]:
         """Models with a process that has ended and that the server has not noticed: it would have collected it."""
@@ -142,6 +153,8 @@ class Watch:
     def _probe(self, model: str) -> None:
         """Ask a model, and load it again when it has failed too often."""
         finding = self._prober.ask(model)
+        if finding.answer is Answer.SILENT and self._answers_others(model):
+            finding = Finding(Answer.BUSY)
         if finding.answer in {Answer.CORRECT, Answer.BUSY}:
             if self.problems.pop(model, None) is not None:
                 logger.info("model %s is ready", model)
@@ -152,9 +165,20 @@ class Watch:
         logger.warning("model %s: golden question %s", model, why)
         if finding.answer is not Answer.SILENT or self._strikes[model] > 1:
             self.problems[model] = why
-        if self._strikes[model] >= _PATIENCE[finding.answer] and self._is_wanted(model):
+        patience = 1 if _CERTAIN in finding.detail else _PATIENCE[finding.answer]
+        if self._strikes[model] >= patience and self._is_wanted(model):
             self._strikes[model] = 0
             self._repair(model, why)
+
+    def _answers_others(self, model: str) -> bool:
+        """Whether it answered anybody since it was last asked this: a long queue is no reason to load a model again."""
+        try:
+            with Admin(self._server.http_url, self._server.admin_headers, timeout_s=1.0) as admin:
+                now = admin.num_answered(model)
+        except AdminError:
+            return False
+        before, self._answered[model] = self._answered.get(model, now), now
+        return now > before
 
     def _is_wanted(self, model: str) -> bool:
         """False when somebody unloaded it on purpose."""
