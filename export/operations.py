@@ -119,6 +119,19 @@ def configure(
         commit_state(staging, staging.new_folder(), folder.versions, state, probe_kind=None, live=live)
 
 
+def fit(repository: Path, *, model: str = MODEL_NAME) -> Serving:
+    """Choose anew, for this machine's CPUs, what the settings leave open; what is in force then.
+
+    A repository that was pushed has the numbers of the machine it was published on. Raises RepositoryError.
+    """
+    with open_staging(repository) as staging:
+        folder = _existing(repository, model)
+        assert folder.state is not None
+        state = folder.state.after("fit", folder.state.active)
+        commit_state(staging, staging.new_folder(), folder.versions, state, probe_kind=None)
+    return state.serving.resolved()
+
+
 def prune(repository: Path, *, keep: int = 3, model: str = MODEL_NAME) -> list[int]:
     """Remove all but the newest `keep` versions, never the active one; the numbers removed."""
     if keep < 1:

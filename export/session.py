@@ -6,13 +6,16 @@ import os
 import statistics
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from export.errors import GraphError
 from export.source import Pixels, Scores
 from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 def cpu_quota() -> int:
@@ -35,6 +38,8 @@ def _cgroup_quota() -> float | None:
 
 def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
     """Load an ONNX file on the CPU. Raises GraphError with ONNX Runtime's words."""
+    import onnxruntime  # noqa: PLC0415 - pull and configure run in an image that has no Python onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cpu_quota()
     options.inter_op_num_threads = 1

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from moderation_client import ModelSpec, Policy
+
+if TYPE_CHECKING:
+    import onnx
 
 Pixels = NDArray[np.uint8]
 Scores = NDArray[np.float32]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from export import listing
+from export import listing, session
 from export.errors import RepositoryError, TransferError
 from export.publish import publish
+from export.pull import main
 from export.transfer import INDEX, pull, push
 from tests.small_export import quick_config, small_source
 
@@ -86,3 +87,21 @@ def test_damaged_or_hostile_store_changes_nothing(pushed: tuple[Path, str], tmp_
         pull("nosuchstore://bucket", tmp_path / "elsewhere")
     with pytest.raises(RepositoryError, match="no model"):
         push(tmp_path / "empty", url)
+
+
+def test_container_fits_a_pulled_repository_to_its_cpus(
+    pushed: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`python -m export.pull` rewrites the instances that were chosen on another machine, and keeps what was set."""
+    monkeypatch.setattr("export.serving.cpu_quota", lambda: 7)
+    assert session.cpu_quota() < 7  # the machine that published
+    assert main([pushed[1], str(tmp_path / "pod" / "models")]) == 0
+    assert "7 x 1 threads" in capsys.readouterr().out
+    config = (tmp_path / "pod" / "models" / "moderation" / "config.pbtxt").read_text()
+    assert "count: 7" in config
+    assert listing.verify(tmp_path / "pod" / "models") == []
+    assert main([f"file://{tmp_path / 'nothing'}", str(tmp_path / "pod" / "models")]) == 1
+    assert "nothing was pushed" in capsys.readouterr().err
