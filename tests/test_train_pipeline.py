@@ -68,6 +68,9 @@ def test_run_has_everything_and_learns(runs: Path) -> None:
     assert loaded.record["data"]["sha256"]
     assert loaded.spec.training_record is not None
     found = results(run)
+    assert {sum(each) for each in loaded.spec.score_counts.values()} == {
+        found["splits"]["test"]["num_images"]
+    }
     for split in ("test", "unseen"):
         area = found["splits"][split]["auroc"]
         assert area["value"] > 0.9

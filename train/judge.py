@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 
+from moderation_client.contract import SCORE_EDGES
 from moderation_client.policy import Policy
 from train import averaging, data, metrics, record, thresholds
 from train.calibrate import calibrate
@@ -42,6 +43,7 @@ def judge(
             column: slices(scored["test"], data.column_values(task.split("test"), column))
             for column in task.config.slices
         },
+        "score_counts": count_scores(scored["test"]),
         "data_problems": task.problems,
     }
     if frozen is not None and task.config.epochs:
@@ -85,6 +87,13 @@ def score(task: Task, model: ModerationModel, logits: np.ndarray[Any, Any], name
         groups=tuple(example.group for example in examples),
         harmful=task.harmful,
     )
+
+
+def count_scores(scored: Scored) -> dict[str, tuple[int, ...]]:
+    """Label -> how many calibrated scores fall into each bin of the contract's `SCORE_EDGES`."""
+    bins = np.searchsorted(SCORE_EDGES, scored.scores)  # a score on an edge is in the lower bin
+    counts = (np.bincount(column, minlength=len(SCORE_EDGES)) for column in bins.T)
+    return {label: tuple(each.tolist()) for label, each in zip(scored.labels, counts, strict=True)}
 
 
 def fast_precision(config: TrainConfig) -> torch.dtype:

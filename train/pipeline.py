@@ -50,6 +50,7 @@ def train(config: TrainConfig) -> Path | None:
         image=task.spec,
         description=config.description,
         training_record=f"{config.name}:{record.digest(run_record)}",
+        score_counts=results["score_counts"],
     )
     save_run(config.run, model=model, spec=spec, policy=policy, record=run_record)
     results["scratch"] = record.load_scratch(config.scratch_result)

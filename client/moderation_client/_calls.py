@@ -60,7 +60,8 @@ def read_config(session: Session, limits: Limits) -> Flow[None]:
     if session.settings.decode == "server":
         session.book.learn_limit(read_encoded_config(config))
     else:
-        session.book.learn(config)
+        for spec in session.book.learn(config):
+            session.telemetry.model(spec)
 
 
 def is_ready(session: Session, limits: Limits) -> Flow[bool]:

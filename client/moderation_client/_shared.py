@@ -51,6 +51,7 @@ class Shared:
         keepalive_s: float = 30.0,
         resolve_names: bool = False,
         telemetry: bool = False,
+        metrics: bool = False,
     ) -> None:
         """Nothing is connected until the first call.
 
@@ -62,7 +63,8 @@ class Shared:
         `timeout_s`: default deadline of a call. `attempt_timeout_s`: longest wait for one try. `error_decision`: REVIEW or
         BLOCK, for images that could not be judged. `max_in_flight` requests at once. `max_batch`: at most the server's.
         `priority`: Triton's level, 1 is the highest. `token`: bearer token, or a function that returns the current one.
-        `telemetry`: OpenTelemetry spans and metrics (extra `otel`).
+        `telemetry`: OpenTelemetry spans and metrics (extra `otel`). `metrics`: decisions and the distribution of scores in
+        the process's own Prometheus registry, for `prometheus_client.start_http_server` to show (extra `prometheus`).
         Raises ValueError for a parameter that makes no sense, PolicyError or ContractError for an unusable file.
         """
         settings = build_settings(
@@ -88,12 +90,25 @@ class Shared:
         )
         if policy is not None and decode == "server":
             raise ValueError("with decode='server' the server's policy decides: policy= has no effect there")
-        meters = OtelTelemetry() if telemetry else Telemetry()
-        self._session = Session(settings, policy, _spec_of(spec), max_batch, type(self)._connect, meters)
+        local = _spec_of(spec)
+        meters = _meters(telemetry=telemetry, metrics=metrics)
+        if local is not None:
+            meters.model(local)
+        self._session = Session(settings, policy, local, max_batch, type(self)._connect, meters)
 
     def stats(self) -> ClientStats:
         """Count what the client did, and describe its servers as they are now."""
         return self._session.stats()
+
+
+def _meters(*, telemetry: bool, metrics: bool) -> Telemetry:
+    """Choose what observes. Raises MissingDependencyError."""
+    meters = OtelTelemetry() if telemetry else Telemetry()
+    if not metrics:
+        return meters
+    from moderation_client._prometheus import PrometheusTelemetry  # noqa: PLC0415  an extra
+
+    return PrometheusTelemetry(meters)
 
 
 def _spec_of(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | None:

@@ -101,12 +101,13 @@ class SpecBook:
             served = self._served.max_batch if self._served else 8
             return min(served, self._limit) if self._limit and self._served else self._limit or served
 
-    def learn(self, config: Mapping[str, Any]) -> None:
-        """Take over a configuration that was just read."""
+    def learn(self, config: Mapping[str, Any]) -> tuple[ModelSpec, ...]:
+        """Take over a configuration that was just read; the specs in it."""
         served = read_config(config)
         with self._lock:
             self._served = served
             self._stale = False
+        return tuple(served.specs.values())
 
     def learn_limit(self, max_batch: int) -> None:
         """Take over the batch limit of a model that decodes and decides itself: it needs no specs here."""

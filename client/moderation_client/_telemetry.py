@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moderation_client._errors import MissingDependencyError, ModerationError
 
 if TYPE_CHECKING:
+    from moderation_client.contract import ModelSpec
     from moderation_client.results import Verdict
 
 NAME = "moderation_client"
@@ -39,6 +40,9 @@ class Telemetry:
 
     def verdict(self, verdict: Verdict) -> None:
         """Count a verdict."""
+
+    def model(self, spec: ModelSpec) -> None:
+        """Take note of a version that answers."""
 
 
 class OtelTelemetry(Telemetry):

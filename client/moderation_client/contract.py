@@ -28,6 +28,9 @@ ENCODED_MODEL_NAME = "moderation_encoded"
 ENCODED_INPUT = "encoded"
 VERDICT_OUTPUT = "verdict"
 
+SCORE_EDGES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+"""Upper edges, inclusive, of the bins in which scores are counted, at training time and in service: drift is their difference."""
+
 Fit = Literal["squash", "letterbox", "center_crop"]
 Resampling = Literal["bilinear", "bicubic", "lanczos", "box"]
 Task = Literal["multilabel", "multiclass"]
@@ -103,6 +106,8 @@ class ModelSpec:
     """Reference (run name and hash) to the training record, which stays with the run."""
     description: str = ""
     """What the model is for and not for, in one line."""
+    score_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Label -> how many scores of held-out images fell into each bin of `SCORE_EDGES`: what drift is measured against."""
 
     def __post_init__(self) -> None:
         """Check the values. Raises ContractError that names the field."""
@@ -113,6 +118,9 @@ class ModelSpec:
             raise ContractError(f"labels must be unique, {', '.join(duplicates)} occur more than once")
         if self.task not in get_args(Task):
             raise ContractError(f"task {self.task!r} is not one of {', '.join(get_args(Task))}")
+        for label, counts in self.score_counts.items():
+            if label not in self.labels or len(counts) != len(SCORE_EDGES):
+                raise ContractError(f"score_counts of {label!r} must be {len(SCORE_EDGES)} counts of a label")
 
     @property
     def labels_sha256(self) -> str:
@@ -131,6 +139,8 @@ class ModelSpec:
         try:
             image["background"] = tuple(image.get("background", ImageSpec.background))
             payload["labels"] = tuple(payload["labels"])
+            counts = payload.pop("score_counts", {})
+            payload["score_counts"] = {label: tuple(each) for label, each in counts.items()}
             return cls(image=ImageSpec(**image), **payload)
         except (KeyError, TypeError, AttributeError) as error:
             raise ContractError(f"model spec is not usable: {error}") from error
