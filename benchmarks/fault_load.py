@@ -22,8 +22,6 @@ from moderation_client import ModerationClient, ModerationError
 from moderation_client.policy import Decision, Policy
 
 OK, WRONG = "ok", "wrong"
-TOLERANCE = 1e-3
-"""Scores that the same model file gave on the same machine differ by no more, whatever they were batched with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +33,19 @@ class Known:
     scores: NDArray[np.float64]
     """[num_images, num_labels]."""
     policy: Policy
+    tolerance: float = 1e-3
+    """Scores that the same model file gave on the same machine differ by no more, whatever they were batched with."""
 
     def outcome(self, index: int, verdict: Any) -> str:
         """`ok`, or `wrong` for scores or a decision that are not this image's."""
         expected = self.scores[index]
         found = np.array([verdict.scores.get(label, -1.0) for label in self.policy.labels])
-        right = verdict.error is None and bool(np.all(np.abs(found - expected) <= TOLERANCE))
+        right = verdict.error is None and bool(np.all(np.abs(found - expected) <= self.tolerance))
         return OK if right and verdict.decision in self._decisions(expected) else WRONG
 
     def _decisions(self, scores: NDArray[np.float64]) -> set[Decision]:
         """Decision for these scores; two where a threshold is nearer than the tolerance."""
-        moved = (np.clip(scores + shift, 0.0, 1.0) for shift in (-TOLERANCE, 0.0, TOLERANCE))
+        moved = (np.clip(scores + shift, 0.0, 1.0) for shift in (-self.tolerance, 0.0, self.tolerance))
         return {self.policy.decide(each).decision for each in moved}
 
 
