@@ -92,7 +92,7 @@ class Verify(OnRepository):
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(OnRepository):
-    """Remove old versions, never the active one; their numbers are not given again."""
+    """Remove old versions, never one that is served; their numbers are not given again."""
 
     keep: int = 3
     """How many of the newest versions stay."""

@@ -115,6 +115,8 @@ def configure(
     with open_staging(repository) as staging:
         folder = _existing(repository, model)
         assert folder.state is not None
+        for number in serving.also_load:
+            folder.get(number)
         state = folder.state.after("configure", folder.state.active, serving=serving)
         commit_state(staging, staging.new_folder(), folder.versions, state, probe_kind=None, live=live)
 
@@ -133,7 +135,7 @@ def fit(repository: Path, *, model: str = MODEL_NAME) -> Serving:
 
 
 def prune(repository: Path, *, keep: int = 3, model: str = MODEL_NAME) -> list[int]:
-    """Remove all but the newest `keep` versions, never the active one; the numbers removed."""
+    """Remove all but the newest `keep` versions, never one that is served; the numbers removed."""
     if keep < 1:
         raise RepositoryError(f"keep must be 1 or more, got {keep}")
     with open_staging(repository) as staging:
@@ -143,7 +145,7 @@ def prune(repository: Path, *, keep: int = 3, model: str = MODEL_NAME) -> list[i
         kept = {
             number: each
             for number, each in folder.versions.items()
-            if number in {*newest, folder.state.active}
+            if number in {*newest, folder.state.active, *folder.state.serving.also_load}
         }
         removed = sorted(set(folder.versions) - set(kept))
         if removed:

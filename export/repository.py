@@ -112,6 +112,7 @@ def configs_of(
         {number: each.spec for number, each in versions.items()},
         {number: each.policy for number, each in versions.items() if each.policy is not None},
     )
+    beside = _beside(active, versions, serving)
     found = {}
     for accelerator, file_name in (("cpu", active.cpu_file), ("gpu", active.gpu_file)):
         config = model_config(
@@ -123,9 +124,26 @@ def configs_of(
             warmup_file=warmup_name(active),
             target=active.target,
         )
+        config.version_policy.specific.versions.extend(beside)
         check_target(config, active.target)
         found[f"configs/{accelerator}.pbtxt"] = config
     return {"config.pbtxt": found["configs/cpu.pbtxt"], **found}
+
+
+def _beside(active: Version, versions: Mapping[int, Version], serving: Serving) -> list[int]:
+    """Older versions that stay loaded; a newer one never does, because it would answer whoever pins none.
+
+    Raises RepositoryError for one whose tensors or files are others: versions of a model share its configuration.
+    """
+    chosen = [versions[each] for each in serving.also_load if each in versions and each < active.number]
+    for each in chosen:
+        same = each.spec.image == active.spec.image and len(each.spec.labels) == len(active.spec.labels)
+        if not same or not {active.cpu_file, active.gpu_file} <= set(each.spec.files):
+            raise RepositoryError(
+                f"version {each.number} cannot stay loaded beside version {active.number}: its image size, number of "
+                "labels or variants are others. Leave it out of --also-load and serve it from a repository of its own"
+            )
+    return [each.number for each in chosen]
 
 
 def warmup_name(version: Version) -> str:

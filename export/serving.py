@@ -35,6 +35,8 @@ class Serving:
     """How long a request of priority 2 may wait."""
     encoded_instances: int = 0
     """Instances of the model that takes encoded files; by default one for each CPU."""
+    also_load: tuple[int, ...] = ()
+    """Versions that stay loaded beside a newer active one, for callers who pin them: a canary, a shadow run. Others get the newest."""
     latency_buckets_ms: tuple[float, ...] = (2, 5, 10, 20, 35, 50, 75, 100, 200, 500, 2000)
     """Edges of the latency histogram, where the target release has one."""
     trt_cache: str = "/var/cache/moderation/tensorrt"
@@ -74,6 +76,7 @@ class Serving:
     def from_dict(cls, payload: Mapping[str, Any]) -> Serving:
         """Read what `to_dict` gave. Raises RepositoryError for unknown fields."""
         try:
-            return cls(**{**payload, "latency_buckets_ms": tuple(payload["latency_buckets_ms"])})
+            tuples = {name: tuple(payload.get(name, ())) for name in ("also_load", "latency_buckets_ms")}
+            return cls(**{**payload, **tuples})
         except (KeyError, TypeError) as error:
             raise RepositoryError(f"serving settings are not usable: {error}") from error
