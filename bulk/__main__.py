@@ -1,4 +1,4 @@
-"""Command line: `python -m bulk SOURCE --out RESULT` judges a back-catalogue."""
+"""Command line: `python -m bulk SOURCE --out RESULT` judges a back-catalogue; `python -m bulk shadow SOURCE --out RESULT` compares two versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _bulk(words)
+        return _shadow(words[1:]) if words[:1] == ["shadow"] else _bulk(words)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,6 +37,15 @@ def _bulk(words: Sequence[str]) -> int:
     step_back(config.nice)
     run_bulk(config)
     return 0
+
+
+def _shadow(words: Sequence[str]) -> int:
+    from bulk.shadow import ShadowConfig, run_shadow  # noqa: PLC0415  as above
+    from bulk.work import step_back  # noqa: PLC0415
+
+    config = tyro.cli(ShadowConfig, args=words, prog="python -m bulk shadow")
+    step_back(config.nice)
+    return run_shadow(config)
 
 
 if __name__ == "__main__":
