@@ -6,6 +6,7 @@ The embedded server listens on loopback only, so a replica in a namespace is rea
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import secrets
 import shutil
@@ -144,6 +145,19 @@ class Replica:
     def stubs(self) -> list[psutil.Process]:
         """The processes that run models."""
         return [each for each in self.server().children(recursive=True) if each.status() != "zombie"]
+
+    def is_ready(self) -> bool:
+        """What its health endpoint says; True inside a namespace, where it cannot be asked."""
+        if self.namespace is not None:
+            return True
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports["health"], timeout=1.0)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to `python -m serve`."""

@@ -12,7 +12,7 @@ from benchmarks.results import Point, Result
 
 HEADER = (
     "fault", "replicas", "asked", "lost", "wrong", "failed", "survivors/s", "back after s", "share after 2 s",
-    "p99 before ms", "during", "after", "longest ms", "left after s", "used again after s",
+    "p99 before ms", "during", "after", "longest ms", "left after s", "used again after s", "unready after s", "ready after s",
 )  # fmt: skip
 BIN_S = 0.5
 
@@ -46,6 +46,8 @@ def row(point: Point) -> list[str]:
         *(number(value) for value in floats),
         number(_since(point, "left_s", "begun_s")),
         number(_since(point, "back_s", "begun_s")),
+        number(_since(point, "unready_s", "begun_s")),
+        number(_since(point, "ready_s", "begun_s")),
     ]
 
 
@@ -71,7 +73,7 @@ def page(result: Result) -> Page:
     )
     document.text(
         "All replicas and the callers share one machine: what starts again takes processor time from those that answer. "
-        "'Survivors' is what the other replicas answered a second, undisturbed, before. 'Used again' counts from the "
+        "'Survivors' is what the other replicas answered a second, undisturbed, right before. 'Used again' counts from the "
         "fault, so it holds the time for which the fault lasted."
     )
     document.bars(result.bars)
