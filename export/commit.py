@@ -22,6 +22,7 @@ from export.errors import LockedError, RepositoryError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 JOURNAL = "journal.json"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Staging:
@@ -66,16 +67,29 @@ class Staging:
         done = []
         journal = self.path / JOURNAL
         if journal.exists():
-            entry = {key: Path(value) for key, value in json.loads(journal.read_bytes()).items()}
-            if not entry["target"].exists():
-                source = entry["staged"] if entry["staged"].exists() else entry["aside"]
-                source.rename(entry["target"])
-                done.append(f"completed the swap of {entry['target']}")
+            done += self._complete(
+                {key: Path(value) for key, value in json.loads(journal.read_bytes()).items()}
+            )
             journal.unlink()
         for left in sorted(self.path.glob("stage-*")):
             shutil.rmtree(left)
             done.append(f"removed {left}, left by a publisher that was cut short")
         return done
+
+    def _complete(self, entry: dict[str, Path]) -> list[str]:
+        """Finish a swap as its journal says, wherever the repository was mounted when it was written."""
+        target = self.repository / entry["target"].name
+        if target.exists():
+            return []
+        places = [self.path.joinpath(*entry[key].parts[-2:]) for key in ("staged", "aside")]
+        source = next((each for each in places if each.exists()), None)
+        if source is None:
+            raise RepositoryError(
+                f"{target} was being replaced when its publisher was killed, and neither {places[0]} nor {places[1]} "
+                "is there any more: publish again into another folder"
+            )
+        source.rename(target)
+        return [f"completed the swap of {target}"]
 
 
 def staging_path(repository: Path) -> Path:
@@ -114,6 +128,14 @@ def open_staging(repository: Path) -> Iterator[Staging]:
         staging.recover()
         try:
             yield staging
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            free = shutil.disk_usage(path).free // 2**20
+            raise RepositoryError(
+                f"{repository} is as it was: {os.strerror(error.errno)} in {path} ({free} MiB free); make room "
+                "(`python -m export prune` removes old versions) and run the command again"
+            ) from error
         finally:
             for left in path.glob("stage-*"):
                 shutil.rmtree(left)
