@@ -91,13 +91,14 @@ class Replica:
         namespace: Namespace | None = None,
         relayed: bool = False,
         arguments: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
     ) -> None:
-        """`folder` takes the log. Nothing is started yet."""
+        """`folder` takes the log; `wrapper` is a command that runs the one behind it. Nothing is started yet."""
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self.namespace = namespace
         self.url = f"127.0.0.1:{self.ports['grpc']}"
         ports = [word for name, port in self.ports.items() for word in (f"--{name}-port", str(port))]
-        self._command = [sys.executable, "-m", "serve", "--repository", str(repository.resolve())]
+        self._command = [*wrapper, sys.executable, "-m", "serve", "--repository", str(repository.resolve())]
         self._command += ["--load-models", "moderation", *ports, *arguments]
         self.log = folder / f"replica-{self.ports['grpc']}.log"
         self._process: subprocess.Popen[str] | None = None

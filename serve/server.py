@@ -12,7 +12,7 @@ from types import TracebackType
 import httpx
 import psutil
 
-from serve import installation, launch, log, ports, preflight, repository
+from serve import installation, launch, log, ports, preflight, repository, unfinished
 from serve.admin import Admin
 from serve.command import TOKEN_HEADER, Launch, Ports, server_command
 from serve.concealment import blank_argument
@@ -100,6 +100,7 @@ class TritonServer:
         """Find the server, and look at everything that can be known to fail before it is started."""
         found = installation.find_server(self.config.server)
         preflight.check(self.config, found)
+        unfinished.complete(self.config.repository)
         self.models = repository.models(self.config.repository, self.config.load_models)
         return found
 
