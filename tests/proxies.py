@@ -50,6 +50,7 @@ def running_proxy(
     cert: Path,
     key: Path,
     patience_s: int = 10,
+    health: str = "/ready",
 ) -> Iterator[Proxy]:
     """Run `kind` before `servers` (ports by name; one is entered twice), callers' patience shortened to `patience_s`."""
     program = needed(kind)
@@ -65,7 +66,7 @@ def running_proxy(
         lambda found: str(changes[found[0]]),
         text,
     )
-    text = text.replace("/etc/moderation/tls.key", str(key))
+    text = text.replace("/etc/moderation/tls.key", str(key)).replace("uri /ready", f"uri {health}")
     text = re.sub(
         r"(header_timeout|body_timeout|timeout http-request|body time) 10s", rf"\1 {patience_s}s", text
     )
