@@ -16,6 +16,7 @@ from typing import Any
 from moderation_client._errors import MissingDependencyError, ModerationError
 from moderation_client._telemetry import Telemetry, Trace
 from moderation_client.contract import SCORE_EDGES, ModelSpec
+from moderation_client.policy import Decision
 from moderation_client.results import Verdict
 
 BINS = tuple(f"{edge:g}" for edge in SCORE_EDGES)
@@ -27,6 +28,7 @@ class Meters:
     """The series of one process."""
 
     verdicts: Any
+    decisions: Any
     scores: Any
     reference: Any
     durations: Any
@@ -47,6 +49,7 @@ def process_meters() -> Meters:
             "Verdicts; `label` led to the decision, `error` says why an image could not be judged",
             ("decision", "label", "error", "model_version", "policy_version"),
         ),
+        decisions=Counter("moderation_decisions", "Decisions about images that were judged", ("decision",)),
         scores=Counter(
             "moderation_scores",
             "Scores of judged images by bin; `bin` is its upper edge",
@@ -74,6 +77,8 @@ class PrometheusTelemetry(Telemetry):
         """Register the series. Raises MissingDependencyError."""
         self._inner = inner
         self._meters = process_meters()
+        for decision in Decision:  # from 0 on, so that a share that rises from nothing is a change
+            self._meters.decisions.labels(str(decision))
 
     def context(self) -> Any:
         """Trace context of the calling code."""
@@ -92,6 +97,7 @@ class PrometheusTelemetry(Telemetry):
             str(verdict.decision), verdict.label or "", error, version, verdict.policy_version or ""
         ).inc()
         if verdict.error is None:
+            self._meters.decisions.labels(str(verdict.decision)).inc()
             for label, score in verdict.scores.items():
                 place = min(bisect.bisect_left(SCORE_EDGES, score), len(BINS) - 1)
                 self._meters.scores.labels(label, BINS[place], version).inc()
