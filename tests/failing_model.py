@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ def make_failing(repository: Path, version: int) -> None:
     model = onnx.load(folder / "model.onnx")
     (cast,) = [node for node in model.graph.node if node.op_type == "Cast"]
     cast.output[0] = "plain"
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "zero4": np.zeros(4, np.int64),
         "corner": np.array([2**31, 1, 1, 1], np.int64),
         "table": np.zeros(255, np.float32),

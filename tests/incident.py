@@ -1,6 +1,6 @@
 """Everything goes wrong once, on real servers: two replicas, a moderating process, and a Prometheus that watches them.
 
-`run` calms down, causes each fault, waits until its alert fires, repairs all of it, and waits until no alert fires any more.
+`python -m tests.incident docs/dashboard.png` draws what the dashboard showed. `run` calms down, causes each fault, waits until its alert fires, repairs all of it, and waits until no alert fires any more.
 """
 
 from __future__ import annotations
@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
-import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,34 +18,24 @@ from pathlib import Path
 
 import httpx
 import psutil
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from moderation_client.contract import MODEL_NAME, SCORE_EDGES, ModelSpec, spec_parameter
+from benchmarks.dashboard import DASHBOARD, draw, read_panels
+from moderation_client.contract import MODEL_NAME
 from serve.admin import Admin
-from serve.config import ServerConfig
 from serve.errors import AdminError
 from serve.server import TritonServer
-from tests.deployed import ROOT
-from tests.failing_model import make_failing
-from tests.prometheus import Prometheus
+from tests.prometheus import Prometheus, shortened
 from tests.serving import coloured, infer, judge, png
 from tests.small_model import (
-    LABELS,
     add_version,
-    build_repository,
-    encoded_config,
-    expected_scores,
     small_config,
-    small_spec,
     write_config,
 )
+from tests.watched_site import USUAL, Site, free_port
 
-USUAL = {"black": 0.8, "grey": 0.15, "pink": 0.05}
 CHANGED = {"black": 0.5, "red": 0.4, "broken": 0.1}
 BURST = {"black": 0.99, "failing": 0.01, "burst": 1.0}
-COLOURS = {"black": (0, 0, 0), "grey": (110, 110, 110), "pink": (140, 60, 60)}
 CALM_S, BASELINE_S, QUIET_S = 3.0, 11.0, 2.0
 """Time before the first fault, time before what is compared with "yesterday" may change, time without an alert at the end."""
 
@@ -68,107 +56,11 @@ class Story:
     started: float
 
 
-def training_record() -> ModelSpec:
-    """Spec of the small model that remembers the usual mixture of pictures."""
-    counts = {label: [0] * len(SCORE_EDGES) for label in LABELS}
-    for name, share in USUAL.items():
-        for label, score in zip(LABELS, expected_scores(coloured(COLOURS[name]))[0], strict=True):
-            place = next(index for index, edge in enumerate(SCORE_EDGES) if score <= edge)
-            counts[label][place] += round(1000 * share)
-    return dataclasses.replace(
-        small_spec(), score_counts={label: tuple(each) for label, each in counts.items()}
-    )
-
-
-def make_repository(path: Path, *, patience_us: int) -> Path:
-    """The small model with a short queue; `moderation_encoded` waits 0.4 s for company and refuses who waited `patience_us`."""
-    encoded = encoded_config()
-    encoded.dynamic_batching.max_queue_delay_microseconds = 400_000
-    encoded.dynamic_batching.preferred_batch_size.append(8)
-    encoded.dynamic_batching.default_queue_policy.default_timeout_microseconds = patience_us
-    config = small_config()
-    config.dynamic_batching.default_queue_policy.max_queue_size = 4
-    build_repository(path, config=config, encoded=encoded)
-    make_failing(path, 1)
-    file = path / MODEL_NAME / "config.pbtxt"
-    config = text_format.Parse(file.read_text(), pb.ModelConfig())
-    config.parameters[spec_parameter(1)].string_value = training_record().to_json()
-    file.write_text(text_format.MessageToString(config))
-    return path
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 ABOUT_PICTURES = ("ModerationUnjudged", "ModerationDecisionShift", "ModerationScoreDrift")
 NUM_ATTEMPTS = 3
 """They need a few hundred pictures in seconds, which a machine that is busy with something else may not give at once."""
 SEEN_BY_CLIENTS = '{error=~"OverloadedError|ServerFailedError"}'
 """Failures that Triton 24.10 does not count: a full queue, and errors that a Python-based model answers with."""
-
-
-class Site:
-    """Two replicas and a moderating process."""
-
-    def __init__(self, folder: Path) -> None:
-        """Prepare; `start` starts."""
-        configs = [
-            ServerConfig(
-                repository=make_repository(folder / f"replica-{index}", patience_us=(0, 50_000)[index]),
-                http_port=free_port(),
-                grpc_port=free_port(),
-                metrics_port=free_port(),
-                exit_timeout_s=2.0,
-            )
-            for index in range(2)
-        ]
-        self.servers = [TritonServer(config) for config in configs]
-        self.client_port = free_port()
-        self._client: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        """Start all."""
-        for server in self.servers:
-            server.start()
-        self._client = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.moderating_process",
-                self.servers[0].grpc_url,
-                str(self.client_port),
-            ],
-            cwd=ROOT,
-            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", "PATH": "/usr/bin:/bin"},
-            stdin=subprocess.PIPE,
-            text=True,
-        )
-
-    def stop(self) -> None:
-        """Stop all."""
-        if self._client is not None:
-            self._client.kill()
-            self._client.communicate()
-        for server in self.servers:
-            server.stop(timeout_s=0)
-
-    def moderate(self, mixture: dict[str, float]) -> None:
-        """Change what the process moderates."""
-        assert self._client is not None
-        assert self._client.stdin is not None
-        self._client.stdin.write(json.dumps(mixture) + "\n")
-        self._client.stdin.flush()
-
-    def targets(self) -> dict[str, list[str]]:
-        """What Prometheus scrapes."""
-        return {
-            "moderation": [f"127.0.0.1:{server.config.metrics_port}" for server in self.servers],
-            "moderation-client": [f"127.0.0.1:{self.client_port}"],
-        }
 
 
 @contextlib.contextmanager
@@ -181,7 +73,9 @@ def callers(*urls: str) -> Iterator[None]:
             with contextlib.suppress(InferenceServerException):
                 ask()
 
-    asks = [functools.partial(judge, url, [png((0, 0, 0))], timeout_s=5.0) for url in urls]
+    asks: list[Callable[[], object]] = [
+        functools.partial(judge, url, [png((0, 0, 0))], timeout_s=5.0) for url in urls
+    ]
     asks += [functools.partial(infer, url, coloured((0, 0, 0)), timeout_s=2.0) for url in urls]
     threads = [threading.Thread(target=send, args=(ask,)) for ask in asks]
     for thread in threads:
@@ -284,3 +178,26 @@ def becomes_quiet(prometheus: Prometheus, limit_s: float = 40.0) -> bool:
             return True
         time.sleep(0.25)
     return False
+
+
+def main(picture: Path) -> None:
+    """Tell the story and draw the dashboard's panels as they were at its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        site = Site(Path(folder))
+        try:
+            site.start()
+            with Prometheus(site.targets(), free_port()) as prometheus:
+                story = run(site, prometheus)
+                back_s = time.monotonic() - story.started
+                draw(
+                    read_panels(DASHBOARD, "weapon"),
+                    lambda expression: prometheus.query_range(shortened(expression), back_s=back_s),
+                    picture,
+                )
+        finally:
+            site.stop()
+    print(f"{len(story.fired)} alerts fired, {'all cleared' if story.cleared else 'some did not clear'}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -94,8 +94,8 @@ class Prometheus:
         self, expression: str, *, back_s: float, step_s: float = SCRAPE_S
     ) -> list[dict[str, Any]]:
         """Values over the last `back_s` seconds, one entry a series."""
-        now = time.time()
-        span = {"start": now - back_s, "end": now, "step": step_s}
+        now = int(time.time())  # whole seconds: the times of two queries are the same
+        span = {"start": now - int(back_s), "end": now, "step": step_s}
         answer = self._http.get("/api/v1/query_range", params={"query": expression, **span}).json()
         assert answer["status"] == "success", answer
         found: list[dict[str, Any]] = answer["data"]["result"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from benchmarks.dashboard import DASHBOARD, draw, legend, read_panels
 from tests.deployed import DEPLOY, ROOT, read_yaml
-from tests.incident import Site, Story, free_port, run
+from tests.incident import Story, run
 from tests.prometheus import SHORTER, Prometheus, shortened
+from tests.watched_site import Site, free_port
 
 RULES = DEPLOY / "prometheus" / "rules.yaml"
 ALERTS = [rule["alert"] for group in read_yaml(RULES)["groups"] for rule in group["rules"] if "alert" in rule]
@@ -77,6 +81,38 @@ def test_drift_is_that_of_the_shift(story: Story) -> None:
         'moderation:score_psi{label="weapon", against="training"}', back_s=120.0
     )
     assert min(float(value) for _, value in series["values"]) < 0.1
+
+
+@needs_prometheus
+def test_every_query_of_the_dashboard_returns_data(story: Story) -> None:
+    """No panel is empty: each of its queries has values somewhere in the story, and each series a name for the legend."""
+    panels = read_panels(DASHBOARD, "weapon")
+    assert len(panels) > 10
+    for panel in panels:
+        for expression, text in panel.targets:
+            found = story.prometheus.query_range(shortened(expression), back_s=120.0)
+            assert found, (panel.title, expression)
+            assert all(legend(text, each["metric"]).strip() for each in found)
+
+
+@needs_prometheus
+def test_dashboard_is_drawn_without_grafana(story: Story, tmp_path: Path) -> None:
+    """The picture of the docs comes from the panels' own queries."""
+    panels = read_panels(DASHBOARD, "weapon")
+    query = functools.partial(story.prometheus.query_range, back_s=120.0)
+    assert draw(panels, lambda each: query(shortened(each)), tmp_path / "dashboard.png") > len(panels)
+    assert (tmp_path / "dashboard.png").stat().st_size > 20_000
+
+
+@needs_prometheus
+def test_autoscaler_metrics_have_values(story: Story) -> None:
+    """The adapter's queries, with its placeholders filled in as it does, give a value for each replica."""
+    for rule in read_yaml(DEPLOY / "kubernetes" / "prometheus-adapter.yaml")["rules"]["custom"]:
+        expression = rule["metricsQuery"].replace("<<.GroupBy>>", "instance")
+        expression = shortened(expression.replace("<<.LabelMatchers>>", 'job="moderation"'))
+        replicas = story.prometheus.query_range(expression, back_s=120.0)
+        assert len(replicas) == 2
+        assert max(float(value) for _, value in replicas[0]["values"]) > 0.0
 
 
 @needs_prometheus

