@@ -1,0 +1,226 @@
+"""Three times what the server can do, and then none of it: goodput, latency of what is accepted, memory, and the way back.
+
+    python benchmarks/overload.py --repository model_repository
+
+Requests leave when they are due (open loop, Poisson), half of the capacity before and after, three times in between; latency
+counts from due. A second run offers interactive requests (priority 1) while a backfill (priority 2) takes all that there is.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks import overload_page
+from benchmarks.environment import capture_environment
+from benchmarks.machine import memory_bytes
+from benchmarks.overload_load import Sent, message, offer_there, peak_per_s
+from benchmarks.results import Bar, Point, Scalar, file_stem, make_result, write_result
+from benchmarks.serving import Running, Settings, serving
+from benchmarks.stats import percentile
+from benchmarks.target import Target
+from benchmarks.worker import Worker
+from moderation_client.contract import MODEL_NAME
+
+INTERACTIVE, BACKFILL = 1, 2
+SETTLED_S = 5.0
+"""The first full batches and full queues take memory that is then kept; what grows after that is a leak."""
+PAGES = Path("runs/benchmarks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverloadConfig:
+    """What to offer."""
+
+    repository: Path = Path("model_repository")
+    """Published model with two priorities, as the export configures it."""
+    file: str | None = None
+    """ONNX file to serve; a slow one leaves more of a shared machine to the server than to what sends the requests."""
+    queue_timeout_ms: float = 500.0
+    """How long a request may wait in the server."""
+    max_queue_size: int = 32
+    """How many may wait."""
+    max_batch_size: int = 8
+    """An interactive request waits for at most one batch of the backfill in each instance."""
+    num_instances: int = 2
+    """One instance with queue limits can stall for half a second on Triton 24.10."""
+    multiple: float = 3.0
+    """Of the capacity."""
+    max_rate_per_s: float = 400.0
+    """Never more than this: above a thousand refusals a second the old server's gRPC front end crashes."""
+    before_s: float = 6.0
+    overload_s: float = 20.0
+    after_s: float = 8.0
+    deadline_s: float = 10.0
+    out: Path = Path("benchmarks/results")
+    """Folder for the JSON; the page goes to runs/benchmarks."""
+
+
+class Memory:
+    """Reads the servers' memory every second until closed."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self.samples: list[float] = []
+        self._pids, self._end = pids, threading.Event()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while True:
+            self.samples.append(float(memory_bytes(self._pids)))
+            if self._end.wait(1.0):
+                return
+
+    def close(self) -> list[float]:
+        """Stop; one value a second."""
+        self._end.set()
+        self._thread.join()
+        return self.samples
+
+
+def _window(sent: Sequence[Sent], from_s: float, to_s: float) -> list[Sent]:
+    return [each for each in sent if from_s <= each.due_s < to_s]
+
+
+def _p99(sent: Sequence[Sent]) -> float | None:
+    answered = [each.latency_ms for each in sent if not each.error]
+    return percentile(answered, 99) if answered else None
+
+
+def normal_after_s(sent: Sequence[Sent], end_s: float, limit_ms: float) -> float:
+    """Seconds from the end of the load to the last request that was refused or took longer than `limit_ms`."""
+    late = [each.due_s for each in sent if each.due_s >= end_s and (each.error or each.latency_ms > limit_ms)]
+    return max(late, default=end_s) - end_s
+
+
+def _samples(sent: Sequence[Sent], memory: Sequence[float]) -> dict[str, list[float]]:
+    return {
+        "due_s": [round(each.due_s, 3) for each in sent],
+        "latency_ms": [round(each.latency_ms, 1) for each in sent],
+        "refused": [float(bool(each.error)) for each in sent],
+        "memory_mb": [round(each / 2**20, 1) for each in memory],
+    }
+
+
+def measure_overload(
+    running: Running, content: bytes, config: OverloadConfig, capacity_per_s: float
+) -> Point:
+    """Half, three times, half of the capacity."""
+    half = 0.5 * capacity_per_s
+    flood = min(config.multiple * capacity_per_s, config.max_rate_per_s)
+    phases = ((config.before_s, half), (config.overload_s, flood), (config.after_s, half))
+    memory = Memory(running.pids)
+    with Worker() as worker:
+        sent = worker.call(offer_there, running.address.url, content, phases, config.deadline_s)
+    used = memory.close()
+    begun_s, end_s = config.before_s, config.before_s + config.overload_s
+    during = _window(sent, begun_s, end_s)
+    answered = [each for each in sent if not each.error and begun_s + 1.0 <= each.done_s < end_s]
+    before_ms = _p99(_window(sent, 1.0, begun_s)) or 0.0
+    errors = sorted({each.error for each in during if each.error})
+    values: dict[str, Scalar] = {
+        "capacity_per_s": capacity_per_s,
+        "offered_per_s": flood,
+        "goodput_per_s": len(answered) / (config.overload_s - 1.0),
+        "begun_s": begun_s,
+        "end_s": end_s,
+        "p99_before_ms": before_ms,
+        "p99_during_ms": _p99(during),
+        "p99_after_ms": _p99(_window(sent, end_s + 1.0, end_s + config.after_s)),
+        "normal_after_s": normal_after_s(sent, end_s, max(2 * before_ms, 100.0)),
+        "num_asked": len(sent),
+        "num_refused": sum(bool(each.error) for each in sent),
+        "errors": ", ".join(errors),
+        "memory_before_mb": used[int(begun_s)] / 2**20,
+        "memory_settled_mb": used[int(begun_s + SETTLED_S)] / 2**20,
+        "memory_growth_mb": (max(used[int(begun_s + SETTLED_S) :]) - used[int(begun_s + SETTLED_S)]) / 2**20,
+    }
+    return Point(settings={"phase": "overload"}, samples=_samples(sent, used), values=values)
+
+
+def measure_priority(running: Running, pixels: Any, config: OverloadConfig, capacity_per_s: float) -> Point:
+    """Interactive requests at a fifth of the capacity while a backfill offers three times of it."""
+    seconds = config.overload_s / 2
+    rates = {INTERACTIVE: 0.2 * capacity_per_s, BACKFILL: min(3 * capacity_per_s, config.max_rate_per_s)}
+
+    def run(priority: int) -> list[Sent]:
+        with Worker() as worker:  # one interpreter each: the backfill must not hold the other up
+            return worker.call(
+                offer_there,
+                running.address.url,
+                message(pixels, priority),
+                ((seconds, rates[priority]),),
+                config.deadline_s,
+            )
+
+    with ThreadPoolExecutor(2) as pool:
+        results = dict(zip(rates, pool.map(run, rates), strict=True))
+    values: dict[str, Scalar] = {"capacity_per_s": capacity_per_s}
+    for name, priority in (("interactive", INTERACTIVE), ("backfill", BACKFILL)):
+        sent = results[priority]
+        values[f"{name}_asked"] = len(sent)
+        values[f"{name}_refused"] = sum(bool(each.error) for each in sent)
+        values[f"{name}_p99_ms"] = _p99(sent)
+    return Point(settings={"phase": "priority"}, samples=_samples(results[INTERACTIVE], ()), values=values)
+
+
+def bars_of(points: Mapping[str, Point], config: OverloadConfig) -> list[Bar]:
+    """What must hold."""
+    load, mixed = points["overload"], points["priority"]
+    share = load.number("goodput_per_s") / load.number("capacity_per_s")
+    lost = mixed.number("interactive_refused") / max(1.0, mixed.number("interactive_asked"))
+    limit_ms = 2 * config.queue_timeout_ms
+    found = (
+        ("goodput at the overload ÷ peak", share, 0.9, "at_least"),
+        ("p99 of accepted requests, ms", load.number("p99_during_ms"), limit_ms, "at_most"),
+        ("growth of the server's memory after 5 s, MiB", load.number("memory_growth_mb"), 16.0, "at_most"),
+        ("s until normal after the end", load.number("normal_after_s"), 1.0, "at_most"),
+        ("share of interactive requests refused beside a backfill", lost, 0.0, "at_most"),
+    )
+    return [Bar(name=name, measured=value, limit=limit, sense=sense) for name, value, limit, sense in found]  # type: ignore[arg-type]
+
+
+def main() -> int:
+    """Run the benchmark; exit status 1 when a bar is missed."""
+    config = tyro.cli(OverloadConfig, description=__doc__)
+    began = datetime.datetime.now(datetime.timezone.utc)
+    settings = Settings(
+        num_instances=config.num_instances,
+        num_threads=1,
+        file=config.file,
+        max_batch_size=config.max_batch_size,
+        max_queue_size=config.max_queue_size,
+        queue_timeout_us=int(config.queue_timeout_ms * 1000),
+    )
+    with (
+        serving(config.repository, settings, models=(MODEL_NAME,)) as running,
+        Target(running.address) as target,
+    ):
+        environment = capture_environment(server=target.server, model=target.model)
+        size = target.spec.image
+        pixels = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
+        content = message(pixels, INTERACTIVE)
+        capacity = peak_per_s(running.address.url, content)
+        points = [measure_overload(running, content, config, capacity)]
+        points.append(measure_priority(running, pixels, config, capacity))
+    named = {str(point.settings["phase"]): point for point in points}
+    result = make_result(
+        "overload", config, points, bars=bars_of(named, config), environment=environment, started_at=began
+    )
+    print(overload_page.text(result))
+    print(write_result(result, config.out))
+    print(overload_page.page(result).write(PAGES / f"{file_stem(result)}.html"))
+    return 1 if result.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

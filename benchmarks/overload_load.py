@@ -1,0 +1,102 @@
+"""Requests that leave when they are due, in phases of different rates, with what became of each and when."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from benchmarks.senders import error_kind, unary
+from benchmarks.target import UNLIMITED, pixel_message
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request: when it was due and when it was over, in seconds of the run; "" when it was answered."""
+
+    due_s: float
+    done_s: float
+    error: str
+
+    @property
+    def latency_ms(self) -> float:
+        """From due to over."""
+        return (self.done_s - self.due_s) * 1000
+
+
+def message(pixels: Any, priority: int) -> bytes:
+    """Serialise a request with a priority."""
+    request = service_pb2.ModelInferRequest.FromString(pixel_message(pixels))
+    request.parameters["priority"].uint64_param = priority
+    return bytes(request.SerializeToString())
+
+
+def offer(
+    url: str, content: bytes, phases: Sequence[tuple[float, float]], *, deadline_s: float, seed: int
+) -> list[Sent]:
+    """Send when due, by (seconds, requests a second) one after the other; what became of each request."""
+    sent: list[Sent] = []
+    rng = np.random.default_rng(seed)
+    with grpc.insecure_channel(url, options=UNLIMITED) as channel:
+        grpc.channel_ready_future(channel).result(timeout=deadline_s)
+        call, began = unary(channel), time.perf_counter()
+
+        def over(due_s: float, future: Any) -> None:
+            error = future.exception()
+            kind = "" if error is None else error_kind(error)
+            sent.append(Sent(due_s, time.perf_counter() - began, kind))
+
+        num_asked, end_s, due_s = 0, 0.0, 0.0
+        for duration_s, rate_per_s in phases:
+            end_s += duration_s
+            while (due_s := due_s + rng.exponential(1 / rate_per_s)) < end_s:
+                time.sleep(max(0.0, due_s - (time.perf_counter() - began)))
+                future = call.future(content, timeout=deadline_s)
+                future.add_done_callback(lambda done, due_s=due_s: over(due_s, done))
+                num_asked += 1
+            due_s = end_s
+        give_up = time.perf_counter() + deadline_s + 1.0
+        while len(sent) < num_asked and time.perf_counter() < give_up:
+            time.sleep(0.01)
+    return sorted(sent, key=lambda each: each.due_s)
+
+
+def offer_there(
+    _stop: threading.Event,
+    url: str,
+    content: bytes,
+    phases: tuple[tuple[float, float], ...],
+    deadline_s: float,
+) -> list[Sent]:
+    """Do the same in a worker's process."""
+    return offer(url, content, phases, deadline_s=deadline_s, seed=len(content))
+
+
+def peak_per_s(url: str, content: bytes, *, num_callers: int = 8, seconds: float = 6.0) -> float:
+    """Answers a second to callers who ask again as soon as they are answered."""
+    stop, done = threading.Event(), [0] * num_callers
+
+    def ask(index: int) -> None:
+        with grpc.insecure_channel(url, options=UNLIMITED) as channel:
+            call = unary(channel)
+            while not stop.is_set():
+                call(content, timeout=30.0)
+                done[index] += 1
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(num_callers)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    before, began = sum(done), time.perf_counter()
+    time.sleep(seconds)
+    found = (sum(done) - before) / (time.perf_counter() - began)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return found
