@@ -51,8 +51,12 @@ def running_proxy(
     key: Path,
     patience_s: int = 10,
     health: str = "/ready",
+    callers: Path | None = None,
 ) -> Iterator[Proxy]:
-    """Run `kind` before `servers` (ports by name; one is entered twice), callers' patience shortened to `patience_s`."""
+    """Run `kind` before `servers` (ports by name; one is entered twice), callers' patience shortened to `patience_s`.
+
+    `callers`: the authority of their certificates, for mutual TLS as the configurations explain it.
+    """
     program = needed(kind)
     https_port, grpc_port = free_ports(2)
     text = (FOLDER / ("nginx.conf" if kind == "nginx" else "haproxy.cfg")).read_text()
@@ -70,6 +74,10 @@ def running_proxy(
     text = re.sub(
         r"(header_timeout|body_timeout|timeout http-request|body time) 10s", rf"\1 {patience_s}s", text
     )
+    if callers is not None:
+        text = re.sub(r"#(ssl_(client_certificate|verify_client))", r"\1", text)
+        text = re.sub(r"(?m)^( +bind .*)$", r"\1 ca-file /etc/moderation/callers.pem verify required", text)
+        text = text.replace("/etc/moderation/callers.pem", str(callers))
     if kind == "haproxy":
         both = folder / f"both-{https_port}.pem"
         both.write_text(cert.read_text() + key.read_text())

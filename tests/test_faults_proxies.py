@@ -68,7 +68,7 @@ def _url(proxy: Proxy, kind: str) -> str:
     )
 
 
-@pytest.mark.parametrize(("name", "kind"), [("kill", "grpc"), ("stub", "http"), ("stub", "grpc")])
+@pytest.mark.parametrize(("name", "kind"), [("kill", "grpc"), ("stub", "http")])
 def test_callers_of_a_proxy_see_no_failure(
     proxy: Proxy, pair: list[Replica], tls: Path, name: str, kind: str
 ) -> None:

@@ -47,7 +47,9 @@ def replicas(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield found
 
 
-CASES = [(name, 2) for name in sorted(FAULTS)] + [(name, 3) for name in ("kill", "stop", "partition")]
+CASES = [(name, 2) for name in sorted(FAULTS) if name != "restart"] + [
+    (name, 3) for name in ("kill", "stop", "partition")
+]
 
 
 @pytest.mark.parametrize(("name", "num_replicas"), CASES)
@@ -69,6 +71,18 @@ def test_fault_costs_no_image(replicas: dict[str, Replica], name: str, num_repli
         assert load.outcomes() == {"ok": load.num_asked}
     with ModerationClient(victim.url) as client:
         eventually(lambda: _answers(client), timeout_s=90, what="an answer of the replica that was hurt")
+
+
+def test_rolling_restart_costs_no_image(replicas: dict[str, Replica]) -> None:
+    """Both servers are ended and started anew, one after the other, under load."""
+    both = [replicas["nothing"], replicas["relay"]]
+    with ModerationClient([each.url for each in both]) as client:
+        with Load(client, known_images(), num_callers=16, rate_per_s=RATE_PER_S) as load:
+            for replica in both:
+                load.wait(num_calls=NUM_BEFORE)
+                FAULTS["restart"].begin(replica)
+            load.wait(num_calls=NUM_AFTER)
+        assert load.outcomes() == {"ok": load.num_asked}
 
 
 def _answers(client: ModerationClient) -> bool:

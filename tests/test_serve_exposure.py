@@ -85,12 +85,12 @@ def start_proxy(triton: TritonServer, tls: tuple[Path, trustme.CA]) -> Iterator[
     ports = {"http": triton.ports.http, "grpc": triton.ports.grpc, "health": triton.ports.http}
     with contextlib.ExitStack() as running:
 
-        def start(kind: str, cert: trustme.LeafCert, name: str) -> Proxy:
+        def start(kind: str, cert: trustme.LeafCert, name: str, *, callers: Path | None = None) -> Proxy:
             file, key = _certificate(tls[0], f"{kind}-{name}", cert)
-            proxy = running_proxy(
-                kind, tls[0], servers=[ports], cert=file, key=key, health="/v2/health/ready"
+            found = running_proxy(
+                kind, tls[0], servers=[ports], cert=file, key=key, health="/v2/health/ready", callers=callers
             )
-            return running.enter_context(proxy)
+            return running.enter_context(found)
 
         yield start
 
@@ -182,6 +182,23 @@ def test_certificates_that_are_not_right_are_refused(
         wanted = ANSWERED if name == "valid" else "AuthenticationError"
         assert outcomes == [wanted, wanted], name
     _check_document("certificates", table(("the server's certificate", "gRPC", "HTTPS"), rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutual_tls_at_a_proxy(start_proxy: StartProxy, tls: tuple[Path, trustme.CA], kind: str) -> None:
+    """As the configurations explain it: callers with a certificate of the authority are answered, others are not."""
+    folder, ca = tls
+    file, key = _certificate(folder, "caller", ca.issue_cert("caller"))
+    stranger = _certificate(folder, "stranger", trustme.CA().issue_cert("caller"))
+    proxy = start_proxy(kind, ca.issue_cert("localhost"), "mutual", callers=folder / "ca.pem")
+    for url in (f"grpcs://localhost:{proxy.grpc_port}", f"https://localhost:{proxy.https_port}"):
+        for pair, wanted in (((file, key), True), ((None, None), False), (stranger, False)):
+            names = [None if each is None else str(each) for each in pair]
+            with ModerationClient(
+                url, ca_file=str(folder / "ca.pem"), cert_file=names[0], key_file=names[1], timeout_s=3.0
+            ) as client:
+                (verdict,) = client.moderate([coloured((255, 0, 0))[0]], on_error="verdict")
+            assert (verdict.error is None) is wanted, (url, verdict.error)
 
 
 def _check_document(name: str, content: str) -> None:

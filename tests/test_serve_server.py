@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -162,6 +164,31 @@ def test_json_log_and_drain(command: Callable[..., subprocess.Popen[str]]) -> No
     assert {"message", "severity"} <= set.intersection(*map(set, lines))
     sources = {each.get("source", "").split(":")[0] for each in lines}
     assert {"serve", "model_lifecycle.cc"} <= sources
+
+
+def test_replicas_are_watched_each(command: Callable[..., subprocess.Popen[str]]) -> None:
+    """With `--replicas 2` one that dies comes back at its address while the other answers; both end with the command."""
+    process = command("--load-models", "moderation", "--replicas", "2")
+    first, second = _addresses(process), _addresses(process)
+    children = psutil.Process(process.pid).children()
+    servers = [child for child in children if child.name() == "tritonserver"]
+    assert len(servers) == 2
+    servers[0].kill()
+    eventually(lambda: not _is_ready(first["health"]), what="unready")
+    assert infer(second["gRPC"], coloured((255, 0, 0)))[0, 0] == pytest.approx(0.982, abs=1e-3)
+    for addresses in (first, second):
+        eventually(partial(_is_ready, addresses["health"]), timeout_s=60, what="ready again")
+        assert infer(addresses["gRPC"], coloured((0, 255, 0)))[0, 1] == pytest.approx(0.982, abs=1e-3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=40) == 0
+    for addresses in (first, second):
+        _assert_no_trace(Path(addresses["token"]).parent)
+
+
+def _is_ready(url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(url, trust_env=False).is_success
+    return False
 
 
 def test_killed_command_takes_its_server_along(command: Callable[..., subprocess.Popen[str]]) -> None:

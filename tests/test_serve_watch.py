@@ -111,6 +111,26 @@ def test_dead_server_is_started_again_at_the_same_addresses(supervised: Supervis
         assert admin.states("moderation") == {"1": "READY"}
 
 
+def test_server_that_keeps_ending_is_started_less_and_less_often(
+    supervised: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While its model cannot be loaded the pauses double; when the model is back, so is the server."""
+    server = supervised.server
+    assert server is not None
+    file = server.repository / "moderation" / "1" / "model.onnx"
+    hidden = file.rename(server.repository / "hidden")
+    os.kill(server.pid, signal.SIGKILL)
+    eventually(lambda: "starting it again in 2.0 s" in caplog.text, what="two failed starts")
+    assert _status(supervised) == 503
+    assert [pause for pause in ("0.5", "1.0", "2.0", "4.0") if f"again in {pause} s" in caplog.text][:2] == [
+        "0.5",
+        "1.0",
+    ]
+    assert "model.onnx" in caplog.text
+    hidden.rename(file)
+    eventually(lambda: _status(supervised) == 200, timeout_s=90, what="ready again")
+
+
 def test_model_that_was_unloaded_on_purpose_stays_so(supervised: Supervisor) -> None:
     """An operator's unload is reported and not undone."""
     server = supervised.server
