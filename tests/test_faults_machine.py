@@ -187,3 +187,17 @@ def test_no_free_descriptors(repository: Path, tmp_path: Path) -> None:
             load.wait(num_calls=10)
         assert load.outcomes() == {"ok": load.num_asked}
         assert replica.server().pid == pid
+
+
+def test_million_chunks_sent_directly(repository: Path, tmp_path: Path) -> None:
+    """What a proxy refuses ends this old server's process (known, see docs/threat_model.md): it is started again and answers."""
+    replica = Replica(repository, tmp_path)
+    head = b"POST /v2/models/moderation/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with started([replica]):
+        address = ("127.0.0.1", replica.ports["http"])
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=30) as attacker:
+            attacker.sendall(head + b"1\r\nx\r\n" * 10**6 + b"0\r\n\r\n")
+            attacker.recv(100)
+        with ModerationClient(replica.url, timeout_s=60.0) as client:
+            assert client.moderate([known_images().pixels[0]])[0].error is None
+        eventually(replica.is_ready, timeout_s=60, what="ready")
