@@ -9,9 +9,10 @@ counts from due. A second run offers interactive requests (priority 1) while a b
 from __future__ import annotations
 
 import datetime
+import statistics
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,11 @@ class OverloadConfig:
     """Of the capacity."""
     max_rate_per_s: float = 400.0
     """Never more than this: above a thousand refusals a second the old server's gRPC front end crashes."""
-    before_s: float = 6.0
-    overload_s: float = 20.0
-    after_s: float = 8.0
+    num_rounds: int = 3
+    """Rounds of peak and overload: what else a shared machine does hits one of them, the median stands."""
+    before_s: float = 5.0
+    overload_s: float = 15.0
+    after_s: float = 5.0
     deadline_s: float = 10.0
     out: Path = Path("benchmarks/results")
     """Folder for the JSON; the page goes to runs/benchmarks."""
@@ -149,7 +152,7 @@ def measure_overload(
 
 def measure_priority(running: Running, pixels: Any, config: OverloadConfig, capacity_per_s: float) -> Point:
     """Interactive requests at a fifth of the capacity while a backfill offers three times of it."""
-    seconds = config.overload_s / 2
+    seconds = config.overload_s
     rates = {INTERACTIVE: 0.2 * capacity_per_s, BACKFILL: min(3 * capacity_per_s, config.max_rate_per_s)}
 
     def run(priority: int) -> list[Sent]:
@@ -173,20 +176,25 @@ def measure_priority(running: Running, pixels: Any, config: OverloadConfig, capa
     return Point(settings={"phase": "priority"}, samples=_samples(results[INTERACTIVE], ()), values=values)
 
 
-def bars_of(points: Mapping[str, Point], config: OverloadConfig) -> list[Bar]:
-    """What must hold."""
-    load, mixed = points["overload"], points["priority"]
-    share = load.number("goodput_per_s") / load.number("capacity_per_s")
+def bars_of(rounds: Sequence[Point], mixed: Point, config: OverloadConfig) -> list[Bar]:
+    """What must hold: medians of the rounds where other work on the machine shows, else the worst."""
+    share = statistics.median(each.number("goodput_per_s") / each.number("capacity_per_s") for each in rounds)
+    p99_ms = statistics.median(each.number("p99_during_ms") for each in rounds)
+    growth_mb = max(each.number("memory_growth_mb") for each in rounds)
+    normal_s = max(each.number("normal_after_s") for each in rounds)
     lost = mixed.number("interactive_refused") / max(1.0, mixed.number("interactive_asked"))
-    limit_ms = 2 * config.queue_timeout_ms
-    found = (
-        ("goodput at the overload ÷ peak", share, 0.9, "at_least"),
-        ("p99 of accepted requests, ms", load.number("p99_during_ms"), limit_ms, "at_most"),
-        ("growth of the server's memory after 5 s, MiB", load.number("memory_growth_mb"), 16.0, "at_most"),
-        ("s until normal after the end", load.number("normal_after_s"), 1.0, "at_most"),
-        ("share of interactive requests refused beside a backfill", lost, 0.0, "at_most"),
-    )
-    return [Bar(name=name, measured=value, limit=limit, sense=sense) for name, value, limit, sense in found]  # type: ignore[arg-type]
+    at_most = {
+        "p99 of accepted requests, ms": (p99_ms, 2 * config.queue_timeout_ms),
+        "growth of the server's memory after 5 s, MiB": (growth_mb, 16.0),
+        "s until normal after the end": (normal_s, 1.0),
+        "share of interactive requests refused beside a backfill": (lost, 0.0),
+    }
+    first = Bar(name="goodput at the overload ÷ peak", measured=share, limit=0.9, sense="at_least")
+    others = [
+        Bar(name=name, measured=value, limit=limit, sense="at_most")
+        for name, (value, limit) in at_most.items()
+    ]
+    return [first, *others]
 
 
 def main() -> int:
@@ -209,12 +217,14 @@ def main() -> int:
         size = target.spec.image
         pixels = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
         content = message(pixels, INTERACTIVE)
-        capacity = peak_per_s(running.address.url, content)
-        points = [measure_overload(running, content, config, capacity)]
-        points.append(measure_priority(running, pixels, config, capacity))
-    named = {str(point.settings["phase"]): point for point in points}
+        points = []
+        for _ in range(config.num_rounds):
+            capacity = peak_per_s(running.address.url, content)
+            points.append(measure_overload(running, content, config, capacity))
+        mixed = measure_priority(running, pixels, config, capacity)
+    bars = bars_of(points, mixed, config)
     result = make_result(
-        "overload", config, points, bars=bars_of(named, config), environment=environment, started_at=began
+        "overload", config, [*points, mixed], bars=bars, environment=environment, started_at=began
     )
     print(overload_page.text(result))
     print(write_result(result, config.out))

@@ -238,6 +238,8 @@ class TritonServer:
             _end(self._process, timeout_s)
             self._process = None
         self._started = False
+        if self._workspace is not None:
+            self._workspace.end_processes()  # one that was stopped would hold the log open
         if self._reader is not None:
             self._reader.close()
 

@@ -31,6 +31,7 @@ _AGAIN_S = 0.5
 _MIN_RELOAD_S, _RELOAD_FACTOR = 5.0, 2.0
 """A model that is not loaded again within this time, or this many times as long as the server took to start, hangs."""
 _COLLECTED_AFTER_S = 0.05
+_STOPPED_S = 1.0
 _LINGER_S = 3.0
 """Processes of an instance that was replaced may take so long to end."""
 
@@ -65,6 +66,7 @@ class Watch:
         self._prober = Prober(server.http_url, server.repository, timeout_s=config.probe_timeout_s)
         self._processes: dict[int, str] = {}
         self._abandoned: dict[int, float] = {}
+        self._stopped: dict[int, float] = {}
         self._strikes: Counter[str] = Counter()
         self._answered: dict[str, int] = {}
         self._probed_at = float("-inf")
@@ -84,7 +86,7 @@ class Watch:
                 f"tritonserver (process {self._server.pid}) ended with exit code {code}", exit_code=code
             )
         for model in sorted(self._dead_models()):
-            self._repair(model, "its process died")
+            self._repair(model, "its process died or was stopped")
         if time.monotonic() - self._probed_at >= self._pause_s():
             self._probed_at = time.monotonic()
             for model in self._server.models:
@@ -104,18 +106,26 @@ class Watch:
         return {self._processes.get(pid, "") for pid in dead} & set(self._server.models)
 
     def _uncollected(self) -> set[int]:
-        """Processes that have ended, but for those of instances that were replaced already."""
+        """Processes that have ended or were stopped, but for those of instances that were replaced already."""
         ended = set()
         for process in psutil.Process(self._server.pid).children():
             try:
-                if process.status() == psutil.STATUS_ZOMBIE:
+                status = process.status()
+                if status == psutil.STATUS_ZOMBIE or self._is_stopped(process.pid, status):
                     ended.add(process.pid)
-                else:
+                if status != psutil.STATUS_ZOMBIE:
                     self._processes.setdefault(process.pid, _model_of(process, self._server))
                     self._end_if_abandoned(process)
             except psutil.NoSuchProcess:
                 continue
         return ended - set(self._abandoned)
+
+    def _is_stopped(self, pid: int, status: str) -> bool:
+        """Whether a process has been stopped for a while: one of several instances, so golden questions may miss it."""
+        if status not in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            self._stopped.pop(pid, None)
+            return False
+        return time.monotonic() - self._stopped.setdefault(pid, time.monotonic()) > _STOPPED_S
 
     def _end_if_abandoned(self, process: psutil.Process) -> None:
         """End a process of a replaced instance that its server never will."""

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,7 @@ from serve.errors import ResourceError, UnsafeRepositoryError
 from serve.installation import Installation
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory
+_END_S = 5.0
 OUR_BACKENDS = Path(__file__).parent / "backends"
 
 
@@ -62,9 +64,13 @@ class Workspace:
                 shutil.copytree(ours, target / ours.name, ignore=shutil.ignore_patterns("__pycache__"))
         return target
 
+    def end_processes(self) -> None:
+        """Kill what runs models for a server that has ended."""
+        _end_processes(self.path)
+
     def clear(self) -> None:
         """Remove what a server that ended left, but keep the token and the log."""
-        _end_processes(self.path)
+        self.end_processes()
         _remove_shared_memory(self.path)
         shutil.rmtree(self.path / "backends", ignore_errors=True)
 
@@ -121,13 +127,25 @@ def _remove_shared_memory(folder: Path) -> None:
 
 def _end_processes(folder: Path) -> None:
     """Kill model processes of a server that has ended: one that was stopped, or hangs in its own exit, never goes."""
+    killed = []
     for process in psutil.process_iter():
         try:
             if (process.cmdline() or [""])[0].startswith(f"{folder}/"):
                 process.kill()
-                process.wait(timeout=5.0)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.TimeoutExpired):
+                killed.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+    deadline = time.monotonic() + _END_S
+    while not all(_has_ended(process) for process in killed) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; until somebody collects it, which may take its adopted parent seconds, it is a zombie."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _remove(folder: Path) -> None:
