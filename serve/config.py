@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 ServerChoice = Literal["auto", "embedded", "path"]
 LogFormat = Literal["plain", "json"]
@@ -52,8 +54,8 @@ class ServerConfig:
     """Processor cores that the server may use; empty is all that we may use."""
     gpu: int | None = None
     """The one GPU that the server may use; None is all."""
-    extra_args: tuple[str, ...] = ()
-    """Further arguments for tritonserver, as they are."""
+    extra_args: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further argument for tritonserver, as it is; may be repeated: `--extra-args=--log-verbose=1`."""
 
     def __post_init__(self) -> None:
         """Check the values. Raises ValueError that names the field."""
