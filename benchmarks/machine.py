@@ -51,6 +51,15 @@ def memory_bytes(pids: Sequence[int]) -> int:
     return total
 
 
+def own_bytes(pids: Sequence[int]) -> int:
+    """Memory that only these processes have: for growth, because what is shared with others changes with the others."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            total += int(psutil.Process(pid).memory_full_info().uss)
+    return total
+
+
 def listening_pids(port: int) -> tuple[int, ...]:
     """Tree of the process that listens on a local port; nothing when it is another machine's or another user's."""
     try:

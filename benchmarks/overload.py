@@ -23,7 +23,7 @@ import tyro
 
 from benchmarks import overload_page
 from benchmarks.environment import capture_environment
-from benchmarks.machine import memory_bytes
+from benchmarks.machine import own_bytes
 from benchmarks.overload_load import Sent, message, offer_there, peak_per_s
 from benchmarks.results import Bar, Point, Scalar, file_stem, make_result, write_result
 from benchmarks.serving import Running, Settings, serving
@@ -79,7 +79,7 @@ class Memory:
 
     def _read(self) -> None:
         while True:
-            self.samples.append(float(memory_bytes(self._pids)))
+            self.samples.append(float(own_bytes(self._pids)))
             if self._end.wait(1.0):
                 return
 

@@ -22,7 +22,7 @@ import tyro
 from benchmarks import soak_page
 from benchmarks.corpus import load_files
 from benchmarks.environment import capture_environment
-from benchmarks.machine import tree
+from benchmarks.machine import own_bytes, tree
 from benchmarks.results import Bar, Point, Scalar, file_stem, make_result, write_result
 from benchmarks.soak_traffic import TrafficJob, run_traffic
 from benchmarks.target import Address, Target
@@ -85,21 +85,12 @@ class Reader:
         pids = {"server": tuple(self._server.pids()), "client": tree(self._client_pid)}
         self.samples["read_s"].append(time.monotonic() - self._began)
         for whose in WHOSE:
-            self.samples[f"{whose}_mb"].append(_own_bytes(pids[whose]) / 2**20)
+            self.samples[f"{whose}_mb"].append(own_bytes(pids[whose]) / 2**20)
             self.samples[f"{whose}_descriptors"].append(float(_descriptors(pids[whose])))
         regions = list(SHARED_MEMORY.glob(f"{self._server.shm_prefix}*"))
         self.samples["shared_regions"].append(float(len(regions)))
         # blocks, not length: a region is made large and used in part
         self.samples["shared_mb"].append(sum(each.stat().st_blocks for each in regions) * 512 / 2**20)
-
-
-def _own_bytes(pids: tuple[int, ...]) -> int:
-    """Memory that only these processes have: what they share with others depends on the others."""
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            total += int(psutil.Process(pid).memory_full_info().uss)
-    return total
 
 
 def _descriptors(pids: tuple[int, ...]) -> int:
