@@ -100,9 +100,13 @@ def _p99(sent: Sequence[Sent]) -> float | None:
 
 
 def normal_after_s(sent: Sequence[Sent], end_s: float, limit_ms: float) -> float:
-    """Seconds from the end of the load to the last request that was refused or took longer than `limit_ms`."""
-    late = [each.due_s for each in sent if each.due_s >= end_s and (each.error or each.latency_ms > limit_ms)]
-    return max(late, default=end_s) - end_s
+    """Seconds from the end of the load to the first half second whose requests were all answered within `limit_ms`."""
+    last_s = max(each.due_s for each in sent)
+    for start_s in np.arange(end_s, last_s, 0.05):
+        window = _window(sent, start_s, start_s + 0.5)
+        if window and all(not each.error and each.latency_ms <= limit_ms for each in window):
+            return float(start_s - end_s)
+    return last_s - end_s
 
 
 def _samples(sent: Sequence[Sent], memory: Sequence[float]) -> dict[str, list[float]]:
@@ -126,6 +130,7 @@ def measure_overload(
         sent = worker.call(offer_there, running.address.url, content, phases, config.deadline_s)
     used = memory.close()
     begun_s, end_s = config.before_s, config.before_s + config.overload_s
+    settled = used[int(begun_s + SETTLED_S) : int(end_s)]
     during = _window(sent, begun_s, end_s)
     answered = [each for each in sent if not each.error and begun_s + 1.0 <= each.done_s < end_s]
     before_ms = _p99(_window(sent, 1.0, begun_s)) or 0.0
@@ -144,8 +149,8 @@ def measure_overload(
         "num_refused": sum(bool(each.error) for each in sent),
         "errors": ", ".join(errors),
         "memory_before_mb": used[int(begun_s)] / 2**20,
-        "memory_settled_mb": used[int(begun_s + SETTLED_S)] / 2**20,
-        "memory_growth_mb": (max(used[int(begun_s + SETTLED_S) :]) - used[int(begun_s + SETTLED_S)]) / 2**20,
+        "memory_settled_mb": settled[0] / 2**20,
+        "memory_growth_mb": (max(settled) - settled[0]) / 2**20,
     }
     return Point(settings={"phase": "overload"}, samples=_samples(sent, used), values=values)
 

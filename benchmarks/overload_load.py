@@ -78,7 +78,7 @@ def offer_there(
     return offer(url, content, phases, deadline_s=deadline_s, seed=len(content))
 
 
-def peak_per_s(url: str, content: bytes, *, num_callers: int = 8, seconds: float = 6.0) -> float:
+def peak_per_s(url: str, content: bytes, *, num_callers: int = 8, seconds: float = 10.0) -> float:
     """Answers a second to callers who ask again as soon as they are answered."""
     stop, done = threading.Event(), [0] * num_callers
 
