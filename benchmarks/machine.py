@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -52,11 +53,12 @@ def memory_bytes(pids: Sequence[int]) -> int:
 
 
 def own_bytes(pids: Sequence[int]) -> int:
-    """Memory that only these processes have: for growth, because what is shared with others changes with the others."""
+    """Memory that these processes asked for, without files that are mapped: those count for whoever else maps them or not."""
     total = 0
     for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            total += int(psutil.Process(pid).memory_full_info().uss)
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
     return total
 
 
