@@ -23,8 +23,8 @@ class ServiceConfig:
     """Level of the requests: 2 lets interactive traffic pass first; 0 is the server's default."""
     max_batch: int | None = None
     """Most views in one request: what an interactive request may have to wait for. By default the server's largest batch."""
-    max_in_flight: int = 8
-    """Requests sent and not yet answered, in each worker."""
+    max_in_flight: int = 2
+    """Requests sent and not yet answered, in each worker: enough to keep a near server busy, and few enough to leave its queue short."""
     decode_threads: int | None = None
     """Threads that decode, in each worker; by default one for each CPU, at most 8."""
     timeout_s: float = 120.0
