@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from export.errors import LockedError, RepositoryError
 
@@ -102,24 +103,11 @@ def staging_path(repository: Path) -> Path:
 def open_staging(repository: Path) -> Iterator[Staging]:
     """Take the publisher's lock, finish what was cut short, and lend the staging folder.
 
-    Raises LockedError when another publisher is at work, RepositoryError where the folder cannot be used.
+    Raises LockedError when another publisher is at work, RepositoryError where the folder cannot be used or the disk is full.
     """
     repository = repository.resolve()
     path = staging_path(repository)
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-        path.mkdir(exist_ok=True)
-        lock = (path / "lock").open("a")
-    except OSError as error:
-        raise RepositoryError(
-            f"cannot stage beside {repository}: {error}; the folder above a repository must be writable"
-        ) from error
-    if path.stat().st_dev != repository.stat().st_dev:
-        raise RepositoryError(
-            f"{repository} is another file system than {path.parent}: publish into a folder of the mounted file system, "
-            "a whole folder can only be swapped within one"
-        )
-    with lock:
+    with _lock_file(repository, path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -129,16 +117,39 @@ def open_staging(repository: Path) -> Iterator[Staging]:
         try:
             yield staging
         except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            free = shutil.disk_usage(path).free // 2**20
-            raise RepositoryError(
-                f"{repository} is as it was: {os.strerror(error.errno)} in {path} ({free} MiB free); make room "
-                "(`python -m export prune` removes old versions) and run the command again"
-            ) from error
+            if error.errno in NO_ROOM:
+                raise _no_room(repository, path, error) from error
+            raise
         finally:
             for left in path.glob("stage-*"):
                 shutil.rmtree(left)
+
+
+def _lock_file(repository: Path, path: Path) -> TextIO:
+    """Make the folders and open the lock; not taken yet. Raises RepositoryError where that cannot be."""
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
+        lock = (path / "lock").open("a")
+    except OSError as error:
+        raise RepositoryError(
+            f"cannot stage beside {repository}: {error}; the folder above a repository must be writable"
+        ) from error
+    if path.stat().st_dev != repository.stat().st_dev:
+        lock.close()
+        raise RepositoryError(
+            f"{repository} is another file system than {path.parent}: publish into a folder of the mounted file system, "
+            "a whole folder can only be swapped within one"
+        )
+    return lock
+
+
+def _no_room(repository: Path, path: Path, error: OSError) -> RepositoryError:
+    free = shutil.disk_usage(path).free // 2**20
+    return RepositoryError(
+        f"{repository} is as it was: {error.strerror} in {path} ({free} MiB free); make room "
+        "(`python -m export prune` removes old versions) and run the command again"
+    )
 
 
 def exchange(one: Path, other: Path) -> bool:
