@@ -67,6 +67,18 @@ class OverloadConfig:
     out: Path = Path("benchmarks/results")
     """Folder for the JSON; the page goes to runs/benchmarks."""
 
+    @property
+    def settings(self) -> Settings:
+        """How the server is started."""
+        return Settings(
+            num_instances=self.num_instances,
+            num_threads=1,
+            file=self.file,
+            max_batch_size=self.max_batch_size,
+            max_queue_size=self.max_queue_size,
+            queue_timeout_us=int(self.queue_timeout_ms * 1000),
+        )
+
 
 class Memory:
     """Reads the servers' memory every second until closed."""
@@ -129,15 +141,19 @@ def measure_overload(
     with Worker() as worker:
         sent = worker.call(offer_there, running.address.url, content, phases, config.deadline_s)
     used = memory.close()
+    values = {"capacity_per_s": capacity_per_s, "offered_per_s": flood, **_figures(sent, used, config)}
+    return Point(settings={"phase": "overload"}, samples=_samples(sent, used), values=values)
+
+
+def _figures(sent: Sequence[Sent], used: Sequence[float], config: OverloadConfig) -> dict[str, Scalar]:
+    """What follows from the requests and the memory of one round."""
     begun_s, end_s = config.before_s, config.before_s + config.overload_s
     settled = used[int(begun_s + SETTLED_S) : int(end_s)]
     during = _window(sent, begun_s, end_s)
     answered = [each for each in sent if not each.error and begun_s + 1.0 <= each.done_s < end_s]
     before_ms = _p99(_window(sent, 1.0, begun_s)) or 0.0
     errors = sorted({each.error for each in during if each.error})
-    values: dict[str, Scalar] = {
-        "capacity_per_s": capacity_per_s,
-        "offered_per_s": flood,
+    return {
         "goodput_per_s": len(answered) / (config.overload_s - 1.0),
         "begun_s": begun_s,
         "end_s": end_s,
@@ -152,7 +168,6 @@ def measure_overload(
         "memory_settled_mb": settled[0] / 2**20,
         "memory_growth_mb": (max(settled) - settled[0]) / 2**20,
     }
-    return Point(settings={"phase": "overload"}, samples=_samples(sent, used), values=values)
 
 
 def measure_priority(running: Running, pixels: Any, config: OverloadConfig, capacity_per_s: float) -> Point:
@@ -206,16 +221,8 @@ def main() -> int:
     """Run the benchmark; exit status 1 when a bar is missed."""
     config = tyro.cli(OverloadConfig, description=__doc__)
     began = datetime.datetime.now(datetime.timezone.utc)
-    settings = Settings(
-        num_instances=config.num_instances,
-        num_threads=1,
-        file=config.file,
-        max_batch_size=config.max_batch_size,
-        max_queue_size=config.max_queue_size,
-        queue_timeout_us=int(config.queue_timeout_ms * 1000),
-    )
     with (
-        serving(config.repository, settings, models=(MODEL_NAME,)) as running,
+        serving(config.repository, config.settings, models=(MODEL_NAME,)) as running,
         Target(running.address) as target,
     ):
         environment = capture_environment(server=target.server, model=target.model)

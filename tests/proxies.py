@@ -59,37 +59,47 @@ def running_proxy(
     """
     program = needed(kind)
     https_port, grpc_port = free_ports(2)
-    text = (FOLDER / ("nginx.conf" if kind == "nginx" else "haproxy.cfg")).read_text()
-    changes = {"443": https_port, "8443": grpc_port}
-    for index in range(NUM_SERVERS):
-        server = servers[index % len(servers)]
-        numbers = {"http": 8000, "grpc": 8001, "health": 8003}
-        changes |= {str(each + 10 * index): server[name] for name, each in numbers.items() if name in server}
-    text = re.sub(
-        r"(?<=127\.0\.0\.1:)\d+|(?<=port )\d+|(?<=listen )\d+|(?<=bind :)\d+",
-        lambda found: str(changes[found[0]]),
-        text,
-    )
+    text = _with_ports(kind, servers, https_port, grpc_port)
     text = text.replace("/etc/moderation/tls.key", str(key)).replace("uri /ready", f"uri {health}")
     text = re.sub(
         r"(header_timeout|body_timeout|timeout http-request|body time) 10s", rf"\1 {patience_s}s", text
     )
-    if callers is not None:
-        text = re.sub(r"#(ssl_(client_certificate|verify_client))", r"\1", text)
-        text = re.sub(r"(?m)^( +bind .*)$", r"\1 ca-file /etc/moderation/callers.pem verify required", text)
-        text = text.replace("/etc/moderation/callers.pem", str(callers))
+    text = text if callers is None else _with_callers(text, callers)
     if kind == "haproxy":
         both = folder / f"both-{https_port}.pem"
         both.write_text(cert.read_text() + key.read_text())
         cert = both
     config = folder / f"{kind}-{https_port}.conf"
     config.write_text(text.replace("/etc/moderation/tls.pem", str(cert)))
-    with subprocess.Popen(
-        _command(kind, program, config, folder), stderr=subprocess.PIPE, text=True
-    ) as process:
+    with _running(_command(kind, program, config, folder), https_port) as process:
+        yield Proxy(kind=kind, https_port=https_port, grpc_port=grpc_port, pid=process.pid)
+
+
+def _with_ports(kind: str, servers: Sequence[Mapping[str, int]], https_port: int, grpc_port: int) -> str:
+    """Configuration with other ports than it was written for."""
+    text = (FOLDER / ("nginx.conf" if kind == "nginx" else "haproxy.cfg")).read_text()
+    changes = {"443": https_port, "8443": grpc_port}
+    for index in range(NUM_SERVERS):
+        server = servers[index % len(servers)]
+        numbers = {"http": 8000, "grpc": 8001, "health": 8003}
+        changes |= {str(each + 10 * index): server[name] for name, each in numbers.items() if name in server}
+    places = r"(?<=127\.0\.0\.1:)\d+|(?<=port )\d+|(?<=listen )\d+|(?<=bind :)\d+"
+    return re.sub(places, lambda found: str(changes[found[0]]), text)
+
+
+def _with_callers(text: str, callers: Path) -> str:
+    """Configuration with mutual TLS, as its own remarks say."""
+    text = re.sub(r"#(ssl_(client_certificate|verify_client))", r"\1", text)
+    text = re.sub(r"(?m)^( +bind .*)$", r"\1 ca-file /etc/moderation/callers.pem verify required", text)
+    return text.replace("/etc/moderation/callers.pem", str(callers))
+
+
+@contextlib.contextmanager
+def _running(command: list[str], port: int) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            _wait_for(process, https_port)
-            yield Proxy(kind=kind, https_port=https_port, grpc_port=grpc_port, pid=process.pid)
+            _wait_for(process, port)
+            yield process
         finally:
             process.terminate()
             process.communicate(timeout=20)
