@@ -151,9 +151,9 @@ def ask(config: DashboardConfig) -> Query:
     def query(expression: str) -> list[dict[str, Any]]:
         words = urllib.parse.urlencode({"query": expression, **span})
         try:
-            with urllib.request.urlopen(
+            with urllib.request.urlopen(  # noqa: S310 - the user's own address
                 f"{config.prometheus}/api/v1/query_range?{words}", timeout=30
-            ) as answer:  # noqa: S310 - the user's own address
+            ) as answer:
                 found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         except (urllib.error.URLError, ValueError, KeyError) as error:
             raise DashboardError(f"{config.prometheus} does not answer {expression!r}: {error}") from error

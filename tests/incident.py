@@ -35,7 +35,7 @@ from tests.small_model import (
 from tests.watched_site import USUAL, Site, free_port
 
 CHANGED = {"black": 0.5, "red": 0.4, "broken": 0.1}
-BURST = {"black": 0.99, "failing": 0.01, "burst": 1.0}
+BURST = {"black": 0.95, "failing": 0.05, "burst": 1.0}
 CALM_S, BASELINE_S, QUIET_S = 3.0, 11.0, 2.0
 """Time before the first fault, time before what is compared with "yesterday" may change, time without an alert at the end."""
 
@@ -64,8 +64,8 @@ SEEN_BY_CLIENTS = '{error=~"OverloadedError|ServerFailedError"}'
 
 
 @contextlib.contextmanager
-def callers(*urls: str) -> Iterator[None]:
-    """One caller a server that sends single files to `moderation_encoded`, and one that sends pixels; errors do not stop them."""
+def callers(near: str, far: str) -> Iterator[None]:
+    """Callers who send single files to both replicas, and six who send pixels to the far one; errors do not stop them."""
     ended = threading.Event()
 
     def send(ask: Callable[[], object]) -> None:
@@ -74,9 +74,9 @@ def callers(*urls: str) -> Iterator[None]:
                 ask()
 
     asks: list[Callable[[], object]] = [
-        functools.partial(judge, url, [png((0, 0, 0))], timeout_s=5.0) for url in urls
+        functools.partial(judge, url, [png((0, 0, 0))], timeout_s=5.0) for url in (near, far)
     ]
-    asks += [functools.partial(infer, url, coloured((0, 0, 0)), timeout_s=2.0) for url in urls]
+    asks += [functools.partial(infer, far, coloured((0, 0, 0)), timeout_s=2.0)] * 6
     threads = [threading.Thread(target=send, args=(ask,)) for ask in asks]
     for thread in threads:
         thread.start()

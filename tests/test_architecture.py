@@ -89,7 +89,17 @@ def test_client_imports_without_heavy_packages() -> None:
 
 def test_client_needs_only_its_declared_packages() -> None:
     """Every third-party package that the client imports is a dependency or an extra of the distribution."""
-    declared = {"numpy", "PIL", "tritonclient", "grpc", "google", "httpx", "opentelemetry", "pillow_heif", "prometheus_client"}
+    declared = {
+        "numpy",
+        "PIL",
+        "tritonclient",
+        "grpc",
+        "google",
+        "httpx",
+        "opentelemetry",
+        "pillow_heif",
+        "prometheus_client",
+    }
     tops = {name.split(".")[0] for path in sources("client") for name in imported(path)}
     assert tops - set(sys.stdlib_module_names) - declared == {"moderation_client"}
 

@@ -50,7 +50,7 @@ def make_repository(path: Path, *, patience_us: int) -> Path:
     encoded.dynamic_batching.preferred_batch_size.append(8)
     encoded.dynamic_batching.default_queue_policy.default_timeout_microseconds = patience_us
     config = small_config()
-    config.dynamic_batching.default_queue_policy.max_queue_size = 8
+    config.dynamic_batching.default_queue_policy.max_queue_size = 1
     build_repository(path, config=config, encoded=encoded)
     make_failing(path, 1)
     file = path / MODEL_NAME / "config.pbtxt"
