@@ -42,7 +42,7 @@ class CeilingReport:
     @property
     def ratio(self) -> Ratio:
         """Served throughput over in-process throughput in its best mode."""
-        served = [max(each.num_images / each.duration_s, TINY) for each in self.served]
+        served = [max(each.images_per_s, TINY) for each in self.served]
         return ratio(served, [each.images_per_s for each in self.in_process[self.best]])
 
     @property
@@ -65,7 +65,7 @@ class CeilingReport:
             )
             for name, readings in self.in_process.items()
         ]
-        rates = [each.num_images / each.duration_s for each in self.served]
+        rates = [each.images_per_s for each in self.served]
         latencies = [value for each in self.served for value in each.latency_ms]
         served = Point(
             settings={"kind": "served", "mode": "served"},

@@ -177,7 +177,7 @@ def run_rounds(config: CompareConfig, repository: Path, measured: dict[str, Meas
                 with each.awake():
                     report = load.call(run_closed, jobs[each.key])
                 entry = measured.setdefault(each.name, Measured(key=each.key, name=each.name))
-                entry.images_per_s.append(report.num_images / report.duration_s)
+                entry.images_per_s.append(report.images_per_s)
                 entry.latency_ms.append(report.latency_ms)
                 entry.num_errors += sum(report.errors.values())
 

@@ -162,21 +162,22 @@ def run_onnx(stop: threading.Event, path: Path, files: list[bytes], mode: Mode, 
     from benchmarks.peers import to_pixels  # noqa: PLC0415  FastAPI is only there for the comparison
 
     session = open_session(path, mode.threads)
-    counts = [0] * mode.num_workers
-    deadline = time.perf_counter() + duration_s
+    rates = [0.0] * mode.num_workers
+    began = time.perf_counter()
+    deadline = began + duration_s
 
     def work(index: int) -> None:
-        turn = index
+        turn, num_images = index, 0
         while time.perf_counter() < deadline and not stop.is_set():
             chosen = [files[(turn + each) % len(files)] for each in range(mode.batch_size)]
             session.run([SCORES_OUTPUT], {IMAGE_INPUT: np.concatenate([to_pixels(file) for file in chosen])})
-            counts[index] += mode.batch_size
+            num_images += mode.batch_size
             turn += mode.num_workers * mode.batch_size
+        rates[index] = num_images / (time.perf_counter() - began)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(mode.num_workers)]
-    started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(counts) / (time.perf_counter() - started)
+    return sum(rates)

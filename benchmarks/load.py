@@ -1,8 +1,8 @@
 """The closed-loop load generator: so many callers, each sending its next request when the last one is answered.
 
 It runs in a process of its own (`benchmarks.worker`), warms up, and measures in windows until three in a row agree, so that a
-figure is of the steady state or says that it is not. A closed loop cannot show what happens when requests arrive faster
-than they are answered; `benchmarks.arrivals` does that.
+figure is of the steady state or says that it is not. Latencies are of the requests that began in the windows, waited for to the end, so that a slow
+one is not lost at the border. A closed loop cannot show what happens when requests arrive faster than they are answered; `benchmarks.arrivals` does that.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.counters import Statistics
+from benchmarks.rates import answers_per_s
 from benchmarks.results import Point, Scalar
 from benchmarks.senders import Connection, Route, Send
 from benchmarks.target import Address, Target
@@ -69,17 +71,18 @@ class Reading:
     generator_cpu_s: float
     server_cpu_s: float
     statistics: Statistics | None
-    gpu: machine.GpuReading | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What the generator saw during the windows that count."""
+    """What the generator saw of the requests that began during the windows that count."""
 
     latency_ms: list[float]
     ended_s: list[float]
     num_images: int
     duration_s: float
+    images_per_s: float
+    """Between the ends of lumps of answers: `num_images / duration_s` would be a multiple of the batch."""
     errors: dict[str, int]
     steady: bool
     generator_cpu_s: float
@@ -98,7 +101,7 @@ class LoadReport:
             values={
                 "duration_s": self.duration_s,
                 "num_images": self.num_images,
-                "images_per_s": self.num_images / self.duration_s,
+                "images_per_s": self.images_per_s,
                 "num_errors": sum(self.errors.values()),
                 "generator_cpu_s": self.generator_cpu_s,
                 "server_cpu_s": self.server_cpu_s,
@@ -150,9 +153,10 @@ def run_closed(stop: threading.Event, job: Job) -> LoadReport:
         for index in range(job.concurrency)
     ]
     try:
-        for caller in callers:
-            caller.start()
-        readings = _measure(stop, job, target, records)
+        with machine.GpuWatch() as gpu:
+            for caller in callers:
+                caller.start()
+            readings = _measure(stop, job, target, records)
     finally:
         finished.set()
         for caller in callers:
@@ -160,7 +164,7 @@ def run_closed(stop: threading.Event, job: Job) -> LoadReport:
         connection.close()
         if target is not None:
             target.close()
-    return _report(job, readings, [record for each in records for record in each])
+    return _report(job, readings, [record for each in records for record in each], gpu)
 
 
 def _call_repeatedly(
@@ -185,7 +189,6 @@ def _read(job: Job, target: Target | None) -> Reading:
         generator_cpu_s=sum(os.times()[:2]),
         server_cpu_s=machine.cpu_s(job.server_pids),
         statistics=target.statistics() if target else None,
-        gpu=machine.read_gpu(),
     )
 
 
@@ -215,7 +218,7 @@ def is_steady(readings: list[Reading], records: list[list[Record]], schedule: Sc
         inside = answered[(answered[:, 0] >= start) & (answered[:, 0] < end), 1]
         if not inside.size:
             return False
-        rates.append(inside.size / (end - start))
+        rates.append(answers_per_s(answered[:, 0].tolist(), start, end))
         medians.append(float(np.median(inside)))
     return all(_agree(values, schedule.tolerance) for values in (rates, medians))
 
@@ -225,25 +228,33 @@ def _agree(values: list[float], tolerance: float) -> bool:
     return all(abs(value - mean) <= tolerance * mean for value in values)
 
 
-def _report(job: Job, readings: list[Reading], records: list[Record]) -> LoadReport:
+def _counted(records: list[Record], start: float, end: float) -> list[Record]:
+    """Requests that began in the window, however long they took, and those that it did not see begin nor end."""
+    began = [(ended - took, ended) for ended, took, _ in records]
+    return sorted(
+        record
+        for record, (from_s, to_s) in zip(records, began, strict=True)
+        if start <= from_s < end or (from_s < start and to_s >= end)
+    )
+
+
+def _report(job: Job, readings: list[Reading], records: list[Record], gpu: machine.GpuWatch) -> LoadReport:
     first, last = readings[0], readings[-1]
-    inside = sorted(record for record in records if first.at_s <= record[0] < last.at_s)
-    good = [record for record in inside if record[2] is None]
-    errors: dict[str, int] = {}
-    for _, _, kind in inside:
-        if kind is not None:
-            errors[kind] = errors.get(kind, 0) + 1
+    counted = _counted(records, first.at_s, last.at_s)
+    good = [record for record in counted if record[2] is None]
+    answered = [ended for ended, _, error in records if error is None]
     statistics = last.statistics - first.statistics if last.statistics and first.statistics else None
     return LoadReport(
         latency_ms=[took * 1000 for _, took, _ in good],
         ended_s=[ended - first.at_s for ended, _, _ in good],
         num_images=len(good) * job.images_per_request,
         duration_s=max(last.at_s - first.at_s, 1e-9),
-        errors=errors,
+        images_per_s=answers_per_s(answered, first.at_s, last.at_s) * job.images_per_request,
+        errors=dict(Counter(kind for _, _, kind in counted if kind is not None)),
         steady=is_steady(readings, [records], job.schedule),
         generator_cpu_s=last.generator_cpu_s - first.generator_cpu_s,
         server_cpu_s=last.server_cpu_s - first.server_cpu_s if job.server_pids else None,
         server_memory_bytes=machine.memory_bytes(job.server_pids) if job.server_pids else None,
         statistics=statistics,
-        gpu=last.gpu,
+        gpu=gpu.mean(first.at_s, last.at_s),
     )

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 import psutil
 
 T = TypeVar("T")
+GPU_POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuReading:
-    """One look at the first GPU through NVML."""
+    """The first GPU by NVML: one look, or the mean of several."""
 
     utilisation_percent: float
     power_w: float
@@ -97,6 +100,45 @@ def read_gpu() -> GpuReading | None:
         )
     except pynvml.NVMLError:
         return None
+
+
+class GpuWatch:
+    """Reads the first GPU a few times a second inside a `with` block: one look says little of a window. Idle where there is no GPU."""
+
+    def __init__(self) -> None:
+        """Start looking, when there is something to look at."""
+        self.readings: list[tuple[float, GpuReading]] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while (found := read_gpu()) is not None:
+            self.readings.append((time.perf_counter(), found))
+            if self._end.wait(GPU_POLL_S):
+                return
+
+    def mean(self, from_s: float, to_s: float) -> GpuReading | None:
+        """Mean of the readings between two moments of `time.perf_counter`; None when there are none."""
+        inside = [reading for at_s, reading in self.readings if from_s <= at_s < to_s]
+        if not inside:
+            return None
+        return GpuReading(
+            utilisation_percent=sum(each.utilisation_percent for each in inside) / len(inside),
+            power_w=sum(each.power_w for each in inside) / len(inside),
+            memory_bytes=max(each.memory_bytes for each in inside),
+        )
+
+    def __enter__(self) -> GpuWatch:
+        """Return itself."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop looking."""
+        self._end.set()
+        self._thread.join()
 
 
 def wait_until(found: Callable[[], T | None], *, timeout_s: float, poll_s: float = 0.02) -> T | None:

@@ -133,7 +133,7 @@ class Session:
         """Closed-loop throughput: where the search begins."""
         job = self.payloads.job(self.config.input, 1, NUM_CALLERS)
         report = self.load.call(run_closed, job)
-        return max(report.num_images / report.duration_s, 1.0)
+        return max(report.images_per_s, 1.0)
 
     def search(self) -> float:
         """Bisect for the highest rate whose run meets the SLO; 0 when none did."""

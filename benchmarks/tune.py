@@ -153,7 +153,7 @@ def figures_of(report: LoadReport) -> dict[str, float]:
     known = bool(report.latency_ms)
     mean_batch = report.statistics.mean_batch if report.statistics else None
     return {
-        "images_per_s": report.num_images / report.duration_s,
+        "images_per_s": report.images_per_s,
         "p50_ms": percentile(report.latency_ms, 50) if known else 1e9,
         "p99_ms": percentile(report.latency_ms, 99) if known else 1e9,
         "mean_batch": mean_batch or 0.0,
