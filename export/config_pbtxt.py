@@ -78,14 +78,17 @@ def model_config(
 
 
 def encoded_config(*, spec: ModelSpec, serving: Serving) -> pb.ModelConfig:
-    """Build the configuration of the model that takes encoded files: own instances and own queue."""
+    """Build the configuration of the model that takes encoded files: own instances and own queue.
+
+    The number of scores is left open, because it is that of whichever version of the other model answers.
+    """
     config = pb.ModelConfig(
         name=ENCODED_MODEL_NAME,
         backend=ENCODED_MODEL_NAME,
         max_batch_size=min(MAX_ENCODED_BATCH, serving.max_batch_size),
     )
     config.input.add(name=ENCODED_INPUT, data_type=pb.TYPE_STRING, dims=[1])
-    config.output.add(name=SCORES_OUTPUT, data_type=pb.TYPE_FP32, dims=[len(spec.labels)])
+    config.output.add(name=SCORES_OUTPUT, data_type=pb.TYPE_FP32, dims=[-1])
     config.output.add(name=VERDICT_OUTPUT, data_type=pb.TYPE_STRING, dims=[1])
     config.version_policy.specific.versions.append(1)
     _batching(config, serving)

@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from export.config_pbtxt import read_config
 from export.errors import ProbeError
+from export.source import Scores
 from export.version import Version
 from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT
 
@@ -27,15 +28,16 @@ def check_golden(
 ) -> float:
     """Send the golden images, one by one and all at once, and compare. Returns the largest difference.
 
+    What is expected are the scores of the file that the server says it runs: on a GPU that is another one than on a CPU.
     Raises ProbeError when the server refuses, another version answers, or a score is off by more than `tolerance`.
     """
     golden = version.golden()
-    expected = version.golden_scores[version.cpu_file]
     client = triton.InferenceServerClient(url)
     largest = 0.0
     try:
-        largest_batch = client.get_model_config(version.spec.name).config.max_batch_size
-        for start, stop in [(0, 1), (1, 2), (0, min(len(golden), largest_batch))]:
+        config = client.get_model_config(version.spec.name).config
+        expected = _expected(version, config.default_model_filename)
+        for start, stop in [(0, 1), (1, 2), (0, min(len(golden), config.max_batch_size))]:
             part = triton.InferInput(IMAGE_INPUT, golden[start:stop].shape, "UINT8")
             part.set_data_from_numpy(golden[start:stop])
             answer = client.infer(version.spec.name, [part], client_timeout=timeout_s)
@@ -52,6 +54,17 @@ def check_golden(
             f"more than {tolerance:g}"
         )
     return largest
+
+
+def _expected(version: Version, file_name: str) -> Scores:
+    """Golden scores of the file that answers, float32 [N, num_labels]."""
+    found = version.golden_scores.get(file_name or version.cpu_file)
+    if found is None:
+        raise ProbeError(
+            f"the server runs {file_name!r}, which version {version.number} has no golden scores for; "
+            f"it has {', '.join(sorted(version.golden_scores))}"
+        )
+    return found
 
 
 def _check_version(answered: str, version: Version) -> None:

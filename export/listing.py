@@ -27,9 +27,8 @@ class Row:
 
 def rows(repository: Path, model: str = MODEL_NAME) -> list[Row]:
     """Versions, oldest first. Raises RepositoryError when the model is not there."""
-    folder = ModelFolder(repository, model)
-    if folder.state is None:
-        raise RepositoryError(f"{repository} holds no model {model!r}; publish one: python -m export RUN")
+    folder = _existing(repository, model)
+    assert folder.state is not None
     return [
         Row(
             version=number,
@@ -67,6 +66,16 @@ def table(found: list[Row]) -> str:
 
 
 def verify(repository: Path, model: str = MODEL_NAME) -> list[str]:
-    """Check every file of every version against its manifest; one sentence for each difference."""
-    folder = ModelFolder(repository, model)
+    """Check every file of every version against its manifest; one sentence for each difference.
+
+    Raises RepositoryError when the model is not there: what is missing is not as published.
+    """
+    folder = _existing(repository, model)
     return [problem for each in folder.versions.values() for problem in verify_version(each.path)]
+
+
+def _existing(repository: Path, model: str) -> ModelFolder:
+    folder = ModelFolder(repository, model)
+    if folder.state is None:
+        raise RepositoryError(f"{repository} holds no model {model!r}; publish one: python -m export RUN")
+    return folder

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tritonclient.grpc as triton
@@ -12,7 +13,9 @@ from tritonclient.utils import InferenceServerException
 
 from export.errors import ProbeError, ServerError
 from export.golden import OTHER_HARDWARE_TOLERANCE, check_golden
+from export.swap import Swap
 from export.version import Version
+from moderation_client.contract import ENCODED_MODEL_NAME
 
 TOKEN_HEADER = "triton-grpc-protocol-moderation-admin"  # noqa: S105 - the header's name, as `python -m serve` sets it up
 LOAD_TIMEOUT_S = 600.0
@@ -36,19 +39,55 @@ class LiveServer:
             raise ServerError(f"token file {self.token_file} cannot be read: {error.strerror}") from error
 
 
-def load(live: LiveServer, names: Sequence[str], version: Version) -> None:
-    """Have the server load the models and answer the golden images. Raises ServerError."""
-    assert live.server is not None
-    client = triton.InferenceServerClient(live.server)
-    try:
-        for name in names:
-            client.load_model(name, headers=live.headers(), client_timeout=LOAD_TIMEOUT_S)
-        _wait_ready(client, version)
-        check_golden(live.server, version, tolerance=OTHER_HARDWARE_TOLERANCE)
-    except (InferenceServerException, ProbeError) as error:
-        raise ServerError(f"server {live.server} did not take version {version.number}: {error}") from error
-    finally:
-        client.close()
+@dataclass(kw_only=True)
+class Follower:
+    """Has one server follow one change of its repository, and back again."""
+
+    live: LiveServer
+    told: list[str] = field(default_factory=list)
+    """Models that the server was told to load or to unload, in this order."""
+
+    def take(self, version: Version, swap: Swap) -> None:
+        """Have the server load what it serves of the new state and answer the golden images. Raises ServerError."""
+        there = loaded_models(self.live) & {ENCODED_MODEL_NAME}
+        with self._client() as client:
+            try:
+                for name in (version.spec.name, *sorted(there - swap.removed())):
+                    self._load(client, name)
+                _wait_ready(client, version)
+                check_golden(str(self.live.server), version, tolerance=OTHER_HARDWARE_TOLERANCE)
+                for name in sorted(there & swap.removed()):
+                    self._unload(client, name)
+            except (InferenceServerException, ProbeError) as error:
+                raise ServerError(
+                    f"server {self.live.server} did not take version {version.number}: {error}"
+                ) from error
+
+    def go_back(self, swap: Swap) -> None:
+        """After the swap was taken back: load the old files again, and unload what was not there before. Raises ServerError."""
+        if not self.told:
+            return
+        with self._client() as client:
+            try:
+                for name in tuple(self.told):
+                    (self._unload if name in swap.added() else self._load)(client, name)
+            except InferenceServerException as error:
+                raise ServerError(
+                    f"server {self.live.server} takes neither the new version nor the old one: {error}"
+                ) from error
+
+    def _load(self, client: triton.InferenceServerClient, name: str) -> None:
+        self.told.append(name)
+        client.load_model(name, headers=self.live.headers(), client_timeout=LOAD_TIMEOUT_S)
+
+    def _unload(self, client: triton.InferenceServerClient, name: str) -> None:
+        self.told.append(name)
+        client.unload_model(name, headers=self.live.headers(), client_timeout=LOAD_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[triton.InferenceServerClient]:
+        with contextlib.closing(triton.InferenceServerClient(str(self.live.server))) as client:
+            yield client
 
 
 def loaded_models(live: LiveServer) -> set[str]:

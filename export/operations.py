@@ -6,17 +6,17 @@ Every change is prepared as a whole new model folder and takes effect in one swa
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from export import live as live_module
 from export.commit import Staging, open_staging
-from export.errors import RepositoryError, ServerError
-from export.live import LiveServer
+from export.encoded import house_of, is_wanted, stage_encoded
+from export.errors import RepositoryError
+from export.live import Follower, LiveServer
 from export.probe import Probe, probe
-from export.repository import ModelFolder, State, stage_encoded, stage_model
+from export.repository import ModelFolder, State, stage_model
 from export.serving import Serving
+from export.swap import Swap
 from export.version import Version, verify_version
 from moderation_client.contract import ENCODED_MODEL_NAME, MODEL_NAME
 
@@ -32,67 +32,35 @@ def commit_state(
     probe_kind: Probe | None,
     live: LiveServer = NO_SERVER,
 ) -> None:
-    """Stage, probe, swap, load. Raises ProbeError or ServerError, and then the repository is as it was.
-
-    The model that takes encoded files comes first: it holds nothing of a version, so it fits the old state too unless the
-    number of labels changes.
-    """
+    """Stage, probe, swap, load. Raises ProbeError or ServerError, and then the repository is as it was."""
     active = versions[state.active]
     name = active.spec.name
     stage_model(stage / name, versions, state)
+    house = house_of(staging.repository / ENCODED_MODEL_NAME, name)
+    if is_wanted(state, active, house):
+        stage_encoded(stage / ENCODED_MODEL_NAME, active, state, house)
     if probe_kind is not None:
         probe(stage, ModelFolder(stage, name).get(state.active), probe_kind)
-    swapped: list[tuple[Path, Path | None]] = []
-    if state.encoded:
-        stage_encoded(stage / ENCODED_MODEL_NAME, active, state)
-        swapped.append((staging.repository / ENCODED_MODEL_NAME, staging.commit(stage / ENCODED_MODEL_NAME)))
-    swapped.append((staging.repository / name, staging.commit(stage / name)))
-    if live.server is not None:
-        published = dataclasses.replace(active, path=staging.repository / name / str(active.number))
-        _load_or_restore(staging, live, published, swapped)
-
-
-def _load_or_restore(
-    staging: Staging, live: LiveServer, active: Version, swapped: list[tuple[Path, Path | None]]
-) -> None:
+    swap = Swap(staging=staging)
+    published = dataclasses.replace(active, path=staging.repository / name / str(active.number))
+    follower = Follower(live=live)
     try:
-        there = live_module.loaded_models(live)
-        names = [active.spec.name, *({ENCODED_MODEL_NAME} & there)]
-        live_module.load(live, names, active)
-    except ServerError as error:
-        restored = []
-        for target, before in reversed(swapped):
-            if before is None:
-                target.rename(staging.new_folder() / target.name)
-                continue
-            os.utime(before / "config.pbtxt")  # Triton reloads only what is newer than what it has
-            staging.commit(before)
-            restored.append(before)
-        _load_old(live, [before.name for before in restored])
-        raise error
-
-
-def _load_old(live: LiveServer, names: list[str]) -> None:
-    """Bring the server back to the old files; what it says now cannot be helped, the first error is the one that counts."""
-    import tritonclient.grpc as triton  # noqa: PLC0415
-    from tritonclient.utils import InferenceServerException  # noqa: PLC0415
-
-    client = triton.InferenceServerClient(str(live.server))
-    try:
-        for name in names:
-            client.load_model(name, headers=live.headers(), client_timeout=live_module.LOAD_TIMEOUT_S)
-    except InferenceServerException as error:
-        raise ServerError(
-            f"server {live.server} takes neither the new version nor the old one: {error}"
-        ) from error
-    finally:
-        client.close()
+        swap.apply(stage, name)
+        if live.server is not None:
+            follower.take(published, swap)
+    except BaseException:  # Ctrl-C while the server loads, too
+        swap.take_back()
+        follower.go_back(swap)
+        raise
 
 
 def rollback(
     repository: Path, *, version: int | None = None, model: str = MODEL_NAME, live: LiveServer = NO_SERVER
 ) -> int:
-    """Make an older version active again; by default the one that was active before. Returns its number."""
+    """Make an older version active again; its number. By default the one that was active before, and going back once more goes further.
+
+    Raises RepositoryError when there is none or it is damaged, ServerError when the server does not take it.
+    """
     with open_staging(repository) as staging:
         folder = _existing(repository, model)
         assert folder.state is not None
@@ -111,7 +79,8 @@ def rollback(
 def configure(
     repository: Path, serving: Serving, *, model: str = MODEL_NAME, live: LiveServer = NO_SERVER
 ) -> None:
-    """Serve the active version with other settings. Raises RepositoryError when there is none."""
+    """Serve the active version with other settings. Raises RepositoryError when there is none, or they ask for too much."""
+    serving.check_quota()
     with open_staging(repository) as staging:
         folder = _existing(repository, model)
         assert folder.state is not None
@@ -132,6 +101,14 @@ def fit(repository: Path, *, model: str = MODEL_NAME) -> Serving:
         state = folder.state.after("fit", folder.state.active)
         commit_state(staging, staging.new_folder(), folder.versions, state, probe_kind=None)
     return state.serving.resolved()
+
+
+def recover(repository: Path) -> list[str]:
+    """Complete the swap of a publisher that was killed and remove what it left; one sentence for each. Raises RepositoryError."""
+    if not repository.is_dir():
+        raise RepositoryError(f"{repository} is not a folder")
+    with open_staging(repository) as staging:
+        return staging.recovered
 
 
 def prune(repository: Path, *, keep: int = 3, model: str = MODEL_NAME) -> list[int]:
@@ -162,9 +139,14 @@ def _existing(repository: Path, model: str) -> ModelFolder:
 
 
 def _previous(folder: ModelFolder, state: State) -> int:
-    """Give the version that was active before the present one, as the events tell."""
+    """Give the version that was active before the present one, as the events tell: an older one that nobody went back from."""
+    given_up: set[int] = set()
+    for event in state.events:
+        before, after = int(event["before"]), int(event["version"])
+        if event["action"] == "rollback":
+            given_up = (given_up | {before} if after < before else given_up) - {after}
     for event in reversed(state.events):
         before = int(event["before"])
-        if before in folder.versions and before != state.active:
+        if before in folder.versions and before < state.active and before not in given_up:
             return before
     raise RepositoryError(f"no version was active before version {state.active}: name one with --version")

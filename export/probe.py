@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from export import session
 from export.errors import ProbeError
 from export.golden import TOLERANCE, check_config, check_golden
 from export.version import Version
+from moderation_client.contract import ENCODED_MODEL_NAME
+from serve import launch
 
 Probe = Literal["server", "in_process"]
 START_TIMEOUT_S = 180.0
@@ -26,8 +29,13 @@ def probe(repository: Path, version: Version, kind: Probe) -> float:
     """Load the staged `repository` and compare golden scores; the largest difference. Raises ProbeError."""
     if kind == "in_process":
         return _in_process(version)
-    with private_server(repository, version.spec.name) as url:
-        check_config(url, version.spec.name, repository / version.spec.name / "configs" / "cpu.pbtxt")
+    name = version.spec.name
+    configs = {name: repository / name / "configs" / "cpu.pbtxt"}
+    if (repository / ENCODED_MODEL_NAME).is_dir():
+        configs[ENCODED_MODEL_NAME] = repository / ENCODED_MODEL_NAME / "config.pbtxt"
+    with private_server(repository, *configs) as url:
+        for each, path in configs.items():
+            check_config(url, each, path)
         return check_golden(url, version)
 
 
@@ -43,37 +51,49 @@ def _in_process(version: Version) -> float:
 
 
 @contextlib.contextmanager
-def private_server(repository: Path, model: str) -> Iterator[str]:
-    """Run `python -m serve` on free loopback ports; lends the gRPC address. Raises ProbeError with its words."""
+def private_server(repository: Path, *models: str) -> Iterator[str]:
+    """Run `python -m serve` on free loopback ports; lends the gRPC address. Raises ProbeError with its words.
+
+    It ends when we do, however we end, as the servers that `serve` starts do.
+    """
     ports = [word for name in ("http", "grpc", "metrics", "health") for word in (f"--{name}-port", "0")]
-    command = [sys.executable, "-m", "serve", "--repository", str(repository), "--load-models", model]
+    command = [sys.executable, "-m", "serve", "--repository", str(repository), "--load-models", *models]
     command += [*ports, "--model-config-name", "cpu", "--startup-timeout-s", str(START_TIMEOUT_S)]
-    with tempfile.TemporaryDirectory(prefix="probe-") as temporary:
-        said, complained = Path(temporary) / "stdout", Path(temporary) / "stderr"
-        with said.open("w") as out, complained.open("w") as err:
-            process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
+    process = launch.start(command, os.environ)
+    said: list[str] = []
+    reader = threading.Thread(target=_read, args=(process, said), name="probe-output", daemon=True)
+    reader.start()
+    try:
+        yield _grpc_address(process, said, reader)
+    finally:
+        process.send_signal(signal.SIGTERM)
         try:
-            yield _grpc_address(process, said, complained)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join(STOP_TIMEOUT_S)
 
 
-def _grpc_address(process: subprocess.Popen[bytes], said: Path, complained: Path) -> str:
-    """Read the server's output until it says where it listens."""
+def _read(process: subprocess.Popen[bytes], said: list[str]) -> None:
+    """Keep what the server says, so that it never waits for a reader."""
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            said.append(line.decode(errors="replace").rstrip())
+
+
+def _grpc_address(process: subprocess.Popen[bytes], said: list[str], reader: threading.Thread) -> str:
+    """Wait until the server says where it listens."""
     deadline = time.monotonic() + START_TIMEOUT_S + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
         ended = process.poll() is not None
-        for line in said.read_text().splitlines():
+        if ended:
+            reader.join(STOP_TIMEOUT_S)
+        for line in tuple(said):
             if line.split()[:1] == ["gRPC"]:
                 return line.split()[1]
         if ended:
-            raise ProbeError(
-                f"the private server did not load the candidate:\n{complained.read_text().strip()}"
-            )
+            raise ProbeError("the private server did not load the candidate:\n" + "\n".join(said).strip())
         time.sleep(0.05)
     raise ProbeError(f"the private server was not ready within {START_TIMEOUT_S:.0f} s")

@@ -69,7 +69,9 @@ def publish(source: Source, config: PublishConfig) -> Published:
     """Publish a new version. Raises a subtype of ExportError, and then the repository is as it was."""
     if source.spec.name in RESERVED_NAMES:
         raise RepositoryError(f"a model cannot be named {source.spec.name!r}: that name is another model's")
+    config.serving.check_quota()
     release = release_of(config.target_triton)
+    config = _as_served(source.spec.name, config)
     with tempfile.TemporaryDirectory(prefix="export-") as temporary:
         folder = Path(temporary)
         built = build_variants(source, config.variants, release, folder)
@@ -90,6 +92,15 @@ def _publish_built(
     commit_state(staging, stage, versions, state, probe_kind=config.probe, live=config.live)
     final = config.repository / source.spec.name / str(version.number)
     return dataclasses.replace(version, path=final)
+
+
+def _as_served(model: str, config: PublishConfig) -> PublishConfig:
+    """Compare at the largest batch that will really be formed: where no settings are given, the repository's own stay in force."""
+    state = ModelFolder(config.repository, model).state
+    if state is None or config.serving != Serving():
+        return config
+    largest = state.serving.max_batch_size
+    return dataclasses.replace(config, variants=dataclasses.replace(config.variants, max_batch_size=largest))
 
 
 def _next_state(model: ModelFolder, version: Version, config: PublishConfig) -> State:

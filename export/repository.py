@@ -4,7 +4,7 @@
 <model>/config.pbtxt, configs/     made anew from state and versions at every change
 <model>/warmup/                    golden image of the active version
 <model>/<version>/                 never changes
-moderation_encoded/                config.pbtxt that follows the first model's, and an empty version folder
+moderation_encoded/                `export.encoded` says what is in it
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.commit import link_tree
-from export.config_pbtxt import check_target, encoded_config, model_config, to_text, wire_parameters
+from export.config_pbtxt import check_target, model_config, to_text, wire_parameters
 from export.errors import RepositoryError
 from export.serving import Serving
 from export.version import Version, read_version
-from moderation_client.contract import ENCODED_MODEL_NAME, MODEL_NAME
+from moderation_client.contract import MODEL_NAME
 
 STATE = "state.json"
 STATE_SCHEMA_VERSION = 1
-README = "Holds no model file: this model is a backend that calls the model named in its configuration.\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class State:
     """Highest number ever given; the next version gets the next one, even when this one is gone."""
     serving: Serving
     encoded: bool = True
-    """Whether the model that takes encoded files is kept beside this one."""
+    """Whether the model that takes encoded files is kept beside this one, where there is a policy for it."""
     events: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
     """What was done when, oldest first."""
 
@@ -164,16 +163,3 @@ def stage_model(target: Path, versions: Mapping[int, Version], state: State) -> 
     for relative, config in configs_of(active, versions, state.serving).items():
         (target / relative).write_text(to_text(config), encoding="utf-8")
     (target / STATE).write_text(state.to_json() + "\n")
-
-
-def stage_encoded(target: Path, active: Version, state: State) -> None:
-    """Write the folder of the model that takes encoded files.
-
-    Its backend reads specs and policies out of the first model's configuration, so none are repeated here.
-    """
-    assert target.name == ENCODED_MODEL_NAME
-    (target / "1").mkdir(parents=True)
-    (target / "1" / "README").write_text(README)
-    config = encoded_config(spec=active.spec, serving=state.serving.resolved())
-    check_target(config, active.target)
-    (target / "config.pbtxt").write_text(to_text(config), encoding="utf-8")

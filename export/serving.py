@@ -51,6 +51,12 @@ class Serving:
         for name in (*positive, "backfill_queue_size", "backfill_timeout_ms"):
             if getattr(self, name) < 1:
                 raise RepositoryError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+    def check_quota(self) -> None:
+        """Refuse what a person asks of this machine and it does not have. Raises RepositoryError.
+
+        What a repository brings from a larger machine is not asked: `resolved` fits it.
+        """
         if self.instances * self.threads > cpu_quota():
             raise RepositoryError(
                 f"{self.instances} instances x {self.threads} threads are more than the {cpu_quota()} CPUs that this "
@@ -58,12 +64,13 @@ class Serving:
             )
 
     def resolved(self) -> Serving:
-        """Give the same with every 0 replaced by what suits this machine's CPU quota."""
+        """Give the same fitted to this machine's CPU quota: every 0 replaced, and no more instances x threads than CPUs."""
         quota = cpu_quota()
-        threads = self.threads or max(1, quota // self.instances if self.instances else 1)
+        threads = min(self.threads or max(1, quota // self.instances if self.instances else 1), quota)
+        most = max(1, quota // threads)
         return dataclasses.replace(
             self,
-            instances=self.instances or max(1, quota // threads),
+            instances=min(self.instances or most, most),
             threads=threads,
             encoded_instances=self.encoded_instances or quota,
         )

@@ -36,7 +36,7 @@ def test_older_version_stays_loaded_and_a_newer_one_never_takes_over(tmp_path: P
     operations.configure(repository, Serving(also_load=(1, 2)))
     operations.rollback(repository)
     assert loaded(repository) == [1]
-    operations.rollback(repository)
+    operations.rollback(repository, version=2)
     assert operations.prune(repository, keep=1) == []
     operations.configure(repository, Serving())
     assert loaded(repository) == [2]

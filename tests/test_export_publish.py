@@ -12,6 +12,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from export import listing, operations
+from export.command import main
 from export.commit import open_staging
 from export.config_pbtxt import read_config
 from export.errors import LockedError, ProbeError, RepositoryError, TargetError
@@ -108,11 +109,25 @@ def test_second_version_answers_and_rollback_brings_the_first_back(tmp_path: Pat
     config = read_config(repository / "moderation" / "config.pbtxt")
     assert (config.version_policy.specific.versions, config.output[0].dims) == ([1], [2])
     encoded = read_config(repository / "moderation_encoded" / "config.pbtxt")
-    assert encoded.output[0].dims == [2]
+    assert encoded.output[0].dims == [-1], "it fits every version"
     assert [row.active for row in listing.rows(repository)] == [True, False]
-    assert operations.rollback(repository) == 2
     with pytest.raises(RepositoryError, match="version 7"):
         operations.rollback(repository, version=7)
+
+
+def test_rollback_goes_further_back_each_time_and_never_to_what_was_given_up(tmp_path: Path) -> None:
+    """Two rollbacks in a row do not bring back the version that the first one left; naming it does."""
+    repository, source = tmp_path / "repository", small_source(tmp_path / "s")
+    for _ in range(3):
+        publish(source, quick_config(repository))
+    assert [operations.rollback(repository), operations.rollback(repository)] == [2, 1]
+    with pytest.raises(RepositoryError, match="no version was active before version 1"):
+        operations.rollback(repository)
+    publish(source, quick_config(repository))
+    assert operations.rollback(repository) == 1, "versions 2 and 3 were given up"
+    assert operations.rollback(repository, version=3) == 3
+    publish(source, quick_config(repository))
+    assert operations.rollback(repository) == 3, "somebody chose it again"
 
 
 def test_numbers_of_removed_versions_are_not_given_again(tmp_path: Path) -> None:
@@ -217,9 +232,40 @@ def test_owner_can_keep_policy_and_images_out_of_the_repository(tmp_path: Path) 
 def test_settings_that_exceed_the_machine_are_refused() -> None:
     """Instances x threads above the CPU quota is an error that names both."""
     with pytest.raises(RepositoryError, match="64 instances x 64 threads"):
-        Serving(instances=64, threads=64)
+        Serving(instances=64, threads=64).check_quota()
     chosen = Serving(threads=1).resolved()
     assert chosen.instances >= 1
+
+
+def test_repository_tuned_on_a_larger_machine_is_usable_on_a_smaller_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed and rolled back, and served with what this machine has; asking for more by hand is refused."""
+    repository, source = tmp_path / "repository", small_source(tmp_path / "s")
+    monkeypatch.setattr("export.serving.cpu_quota", lambda: 16)
+    large = Serving(instances=4, threads=4)
+    publish(source, quick_config(repository, serving=large))
+    publish(source, quick_config(repository))
+    monkeypatch.setattr("export.serving.cpu_quota", lambda: 3)
+    assert len(listing.rows(repository)) == 2
+    assert operations.rollback(repository) == 1
+    config = read_config(repository / "moderation" / "config.pbtxt")
+    assert config.instance_group[0].count == 1
+    assert config.parameters["intra_op_thread_count"].string_value == "3"
+    for act in (
+        lambda: operations.configure(repository, large),
+        lambda: publish(source, quick_config(repository, serving=large)),
+    ):
+        with pytest.raises(RepositoryError, match="4 instances x 4 threads"):
+            act()
+
+
+def test_verify_of_a_repository_that_is_not_there_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped path is not "as published"."""
+    assert main(["verify", str(tmp_path / "nowhere")]) == 1
+    assert "holds no model" in capsys.readouterr().err
 
 
 def test_state_file_that_is_damaged_is_an_error_with_its_name(tmp_path: Path) -> None:

@@ -98,6 +98,15 @@ def test_many_views_are_split_into_the_models_batches(triton: TritonServer) -> N
         assert verdict["views"]["total"] == 2
 
 
+def test_inner_model_that_takes_smaller_batches_is_asked_in_such(
+    start_triton: StartServer, repository_factory: MakeRepository
+) -> None:
+    """A publisher that is killed between the two folders leaves the old batch size here and the new one there."""
+    server = start_triton(repository_factory(config=small_config(max_batch_size=2)))
+    _, verdicts = judge(server.grpc_url, [png(RED)] * 7)
+    assert [each["decision"] for each in verdicts] == ["block"] * 7
+
+
 def test_overflow_of_the_inner_queue_is_an_answer_and_passes(
     start_triton: StartServer, repository_factory: MakeRepository
 ) -> None:

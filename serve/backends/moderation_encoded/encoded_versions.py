@@ -47,13 +47,21 @@ class VersionBook:
     def __init__(
         self, name: str, settings: Settings, *, is_ready: Callable[[int], bool], warn: Callable[[str], None]
     ) -> None:
-        """`is_ready` asks the server, `warn` writes its log. Raises ContractError or PolicyError for what is unusable."""
+        """`is_ready` asks the server, `warn` writes its log.
+
+        Raises ContractError or PolicyError when the newest version that is served cannot be judged; of one that is only kept
+        nobody asks.
+        """
         self._name = name
         self._settings = settings
         self._is_ready = is_ready
         self._warn = warn
         self._known: dict[int, ServedVersion] = {}
         self._policy_file = _policy_path(settings)
+        self._served: set[int] = (
+            set()
+        )  # those that the inner model's configuration loads, where it names them
+        self._inner_batch_size = 0
         self._parameters = self._read()
         self._current: ServedVersion | None = None
         self._looked_at = -_LOOK_AGAIN_S
@@ -63,7 +71,13 @@ class VersionBook:
                 f"model {self._name!r}: neither its parameters nor {self._inner_config} hold a spec.<version>; "
                 f"publish {settings.model!r} with the export program"
             )
-        self._known[numbers[0]] = self._version(numbers[0])
+        first = max(self._served & set(numbers), default=numbers[0])
+        self._known[first] = self._version(first)
+
+    @property
+    def batch_size(self) -> int:
+        """Most views in one request to the inner model: what our configuration says, unless that model takes fewer."""
+        return min(self._settings.batch_size, self._inner_batch_size or self._settings.batch_size)
 
     def current(self) -> ServedVersion:
         """Newest version that is ready. Raises VersionGoneError when there is none."""
@@ -125,7 +139,7 @@ class VersionBook:
         return Path(self._settings.folder).parent / str(self._settings.model) / "config.pbtxt"
 
     def _read(self) -> dict[str, str]:
-        """Parameters of the inner model's configuration file with our own over them."""
+        """Parameters of the inner model's configuration file with our own over them; what else matters of it is noted."""
         try:
             text = self._inner_config.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -135,6 +149,8 @@ class VersionBook:
             config = text_format.Parse(text, model_config_pb2.ModelConfig(), allow_unknown_field=True)
         except text_format.ParseError as error:
             raise ContractError(f"{self._inner_config}: {error}") from error
+        self._served = set(config.version_policy.specific.versions)
+        self._inner_batch_size = config.max_batch_size
         inner = {key: each.string_value for key, each in config.parameters.items()}
         return {**inner, **self._settings.parameters}
 

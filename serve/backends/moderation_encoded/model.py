@@ -3,9 +3,9 @@
 Decodes with the client's own decoder, asks the model `moderation` on the same server (its dynamic batcher merges what the
 instances ask for), and decides with the client's own policy. The configuration it expects, batch dimension first:
 
-    name: "moderation_encoded"   backend: "moderation_encoded"   max_batch_size: 8 (at most the inner model's)
+    name: "moderation_encoded"   backend: "moderation_encoded"   max_batch_size: 8
     input   { name: "encoded" data_type: TYPE_STRING dims: [1] }
-    output  { name: "scores"  data_type: TYPE_FP32   dims: [num_labels] }
+    output  { name: "scores"  data_type: TYPE_FP32   dims: [-1] }           as many as the version that answers has
     output  { name: "verdict" data_type: TYPE_STRING dims: [1] }       JSON of `Verdict.to_dict()`
     instance_group { count: N kind: KIND_CPU }    each instance decodes one picture at a time: as many as cores
     dynamic_batching { default_queue_policy { max_queue_size: ... } }  its own queue
@@ -100,7 +100,7 @@ class TritonPythonModel:
             return
         pixels = [job.image.pixels for job in decoded if job.image is not None]
         views = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-        size = self._settings.batch_size
+        size = self._versions.batch_size
         chunks = [views[start : start + size] for start in range(0, len(views), size)]
         with decoded[0].stopwatch("infer_ms"):
             answers = await asyncio.gather(*(self._ask(chunk, version) for chunk in chunks))
