@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from export.commands_repository import Configure, Lint, List, Prune, Pull, Push, Rollback, Verify
+from export.commands_repository import Configure, Lint, List, Prune, Pull, Push, Recover, Rollback, Verify
 from export.commands_source import Import, Publish
 from moderation_client import ModerationError
 from train.errors import TrainError
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "configure": Configure,
     "verify": Verify,
     "prune": Prune,
+    "recover": Recover,
     "lint": Lint,
     "push": Push,
     "pull": Pull,

@@ -1,4 +1,4 @@
-"""The commands that look at a repository or change what it serves: list, rollback, configure, verify, prune."""
+"""The commands that look at a repository or change what it serves: list, rollback, configure, verify, prune, recover, lint, push, pull."""
 
 from __future__ import annotations
 
@@ -101,6 +101,19 @@ class Prune(OnRepository):
         """Run the command; its exit status."""
         removed = operations.prune(self.repository, keep=self.keep, model=self.model)
         print(f"removed: {', '.join(map(str, removed)) or 'nothing'}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recover:
+    """Complete what a killed publisher had begun and remove what it left; every command that changes a repository does so first."""
+
+    repository: tyro.conf.Positional[Path] = Path("model_repository")
+    """Triton model repository."""
+
+    def run(self) -> int:
+        """Run the command; its exit status."""
+        print("\n".join(operations.recover(self.repository)) or "nothing was left unfinished")
         return 0
 
 

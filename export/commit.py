@@ -23,6 +23,8 @@ from export.errors import LockedError, RepositoryError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 JOURNAL = "journal.json"
+PART = ".part"
+"""Ending of a file that is still being written."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -32,6 +34,8 @@ class Staging:
     def __init__(self, repository: Path, path: Path) -> None:
         self.repository = repository
         self.path = path
+        self.recovered: list[str] = []
+        """What a killed publisher had left, one sentence for each thing."""
 
     def new_folder(self) -> Path:
         """Make an empty folder; what is left of it when a publisher dies is removed by the next one."""
@@ -53,6 +57,13 @@ class Staging:
         sync_folder(self.repository)
         return staged
 
+    def remove(self, name: str) -> Path:
+        """Take a model folder out of the repository, in one step; where it lies now, until the staging folder is closed."""
+        aside = self.new_folder() / name
+        (self.repository / name).rename(aside)
+        sync_folder(self.repository)
+        return aside
+
     def _journalled_swap(self, staged: Path, target: Path) -> None:
         aside = staged.with_name(f"{staged.name}.before")
         journal = self.path / JOURNAL
@@ -61,6 +72,7 @@ class Staging:
         target.rename(aside)
         staged.rename(target)
         aside.rename(staged)
+        sync_folder(self.repository)  # a journal that is gone must not outrun the renames that it told of
         journal.unlink()
 
     def recover(self) -> list[str]:
@@ -68,17 +80,18 @@ class Staging:
         done = []
         journal = self.path / JOURNAL
         if journal.exists():
-            done += self._complete(
-                {key: Path(value) for key, value in json.loads(journal.read_bytes()).items()}
-            )
+            done += self._complete(read_journal(journal))
             journal.unlink()
+        journal.with_name(f"{JOURNAL}{PART}").unlink(missing_ok=True)
         for left in sorted(self.path.glob("stage-*")):
             shutil.rmtree(left)
             done.append(f"removed {left}, left by a publisher that was cut short")
         return done
 
-    def _complete(self, entry: dict[str, Path]) -> list[str]:
+    def _complete(self, entry: dict[str, Path] | None) -> list[str]:
         """Finish a swap as its journal says, wherever the repository was mounted when it was written."""
+        if entry is None:
+            return ["removed a journal that was cut short: its swap had not begun"]
         target = self.repository / entry["target"].name
         if target.exists():
             return []
@@ -113,7 +126,7 @@ def open_staging(repository: Path) -> Iterator[Staging]:
         except BlockingIOError as error:
             raise LockedError(f"another publisher is at work on {repository}: wait for it to end") from error
         staging = Staging(repository, path)
-        staging.recover()
+        staging.recovered = staging.recover()
         try:
             yield staging
         except OSError as error:
@@ -179,12 +192,24 @@ def link_tree(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=link)
 
 
+def read_journal(path: Path) -> dict[str, Path] | None:
+    """Places that a swap moves folders between; None for a file that was cut short, which is older than the first move."""
+    try:
+        entry = json.loads(path.read_bytes())
+        return {key: Path(entry[key]) for key in ("staged", "target", "aside")}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def write_synced(path: Path, text: str) -> None:
-    """Write a small file and wait until it is on the disk."""
-    with path.open("w", encoding="utf-8") as stream:
+    """Write a small file, whole or not at all, and wait until it is on the disk."""
+    part = path.with_name(f"{path.name}{PART}")
+    with part.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
 
 
 def sync_tree(folder: Path) -> None:

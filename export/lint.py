@@ -108,12 +108,12 @@ def _check_staging(repository: Path, findings: Findings) -> None:
             left,
             "",
             "left by a publisher that was cut short, or one is at work now",
-            "the next `python -m export` command on this repository removes it",
+            f"`python -m export recover {repository}` removes it, and says so when its publisher still lives",
         )
     if (staging / JOURNAL).exists():
         findings.error(
             staging / JOURNAL,
             "",
             "a swap of a model folder was cut short",
-            "any `python -m export` command that changes this repository completes it (`configure`, for example)",
+            f"`python -m export recover {repository}` completes it",
         )

@@ -83,9 +83,14 @@ def threads_of(config: pb.ModelConfig) -> int:
     """Count the inference threads of all CPU instances; 0 where the backend is not ONNX Runtime."""
     if not is_onnx(config):
         return 0
-    each = _integer(config.parameters["intra_op_thread_count"].string_value) if config.parameters else 0
+    each = _integer(_parameter(config, "intra_op_thread_count"))
     groups = [group for group in config.instance_group if group.kind in CPU_KINDS]
     return max(each, 1) * sum(group.count or 2 for group in groups)
+
+
+def _parameter(config: pb.ModelConfig, key: str) -> str:
+    """Value of a parameter, or nothing; looking one up in a protobuf map that lacks it would put it there."""
+    return str(config.parameters[key].string_value) if key in config.parameters else ""
 
 
 def _integer(text: str) -> int:
@@ -179,7 +184,7 @@ def _check_threads(config: pb.ModelConfig, path: Path, cpus: int, findings: Find
     instances = sum(group.count or 2 for group in groups)
     if not instances:
         return
-    text = config.parameters["intra_op_thread_count"].string_value if config.parameters else ""
+    text = _parameter(config, "intra_op_thread_count")
     if _integer(text) <= 0:
         findings.warning(
             path,

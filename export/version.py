@@ -102,20 +102,39 @@ def read_version(folder: Path) -> Version:
             golden_scores={k: np.array(v, np.float32) for k, v in manifest["golden_scores"].items()},
             record=manifest["record"],
         )
-    except (OSError, ValueError, KeyError, TypeError, ContractError, PolicyError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, ContractError, PolicyError,
+    ) as error:  # fmt: skip
         raise RepositoryError(f"version folder {folder} is not readable as published: {error!r}") from error
 
 
 def verify_version(folder: Path) -> list[str]:
     """Say what differs from the manifest, one sentence for each file; empty when all is as published."""
     try:
-        expected = json.loads((folder / MANIFEST).read_bytes())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{folder / MANIFEST} cannot be read: {error!r}"]
+        expected = published_files(folder)
+    except RepositoryError as error:
+        return [str(error)]
     found = {path.name for path in folder.iterdir() if path.name != MANIFEST}
     problems = [f"{folder / name} is missing" for name in sorted(set(expected) - found)]
     problems += [f"{folder / name} was not published" for name in sorted(found - set(expected))]
     for name in sorted(found & set(expected)):
-        if sha256_of(folder / name) != expected[name]:
+        if not (folder / name).is_file():
+            problems.append(f"{folder / name} is no file")
+        elif sha256_of(folder / name) != expected[name]:
             problems.append(f"{folder / name} is not what was published (sha256 differs)")
     return problems
+
+
+def published_files(folder: Path) -> dict[str, str]:
+    """File name -> sha256, as the manifest has it. Raises RepositoryError for one that is not of this program."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise RepositoryError(f"{folder / MANIFEST} cannot be read: {error!r}") from error
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(each, str) for each in files.values()):
+        raise RepositoryError(
+            f'{folder / MANIFEST} cannot be read: "files" must give the sha256 of each file by its name, '
+            "and serve loads nothing beside a manifest of another kind"
+        )
+    return files

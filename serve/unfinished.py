@@ -33,16 +33,18 @@ def complete(repository: Path) -> None:
             _swap(repository, staging, journal)
     except BlockingIOError:
         return  # its publisher lives: what is there now is one complete state, or is in a moment
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
         raise RepositoryError(
             f"a publisher was killed while it changed {repository}, and the change cannot be completed here ({error}); "
-            f"run `python -m export prune --repository {repository}` where that folder can be written"
+            f"run `python -m export recover {repository}` where that folder can be written"
         ) from error
 
 
 def _swap(repository: Path, staging: Path, journal: Path) -> None:
     """Finish as the journal says; its places are looked for here, wherever the repository was mounted when it was written."""
-    entry = {key: Path(value) for key, value in json.loads(journal.read_bytes()).items()}
+    entry = _read(journal)
+    if entry is None:
+        return  # cut short before anything was moved: the next publisher removes it
     target = repository / entry["target"].name
     if not target.exists():
         places = [staging.joinpath(*entry[key].parts[-2:]) for key in ("staged", "aside")]
@@ -52,3 +54,12 @@ def _swap(repository: Path, staging: Path, journal: Path) -> None:
         source.rename(target)
         logger.warning("completed the change of %s that a killed publisher had begun", target)
     journal.unlink()
+
+
+def _read(journal: Path) -> dict[str, Path] | None:
+    """Give the three places, or None where the journal was not written to its end."""
+    try:
+        entry = json.loads(journal.read_bytes())
+        return {key: Path(entry[key]) for key in ("staged", "target", "aside")}
+    except (ValueError, KeyError, TypeError):
+        return None

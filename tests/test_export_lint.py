@@ -175,7 +175,33 @@ def test_left_overs_of_a_dead_publisher_are_named(copy: Path) -> None:
     """The finding says what removes them."""
     (copy.parent / ".repository.staging" / "stage-dead").mkdir(parents=True)
     found = [each for each in lint(copy) if each.severity == "warning"]
-    assert "removes it" in found[0].fix
+    assert f"python -m export recover {copy}` removes it" in found[0].fix
+    (copy.parent / ".repository.staging" / "journal.json").write_text("{")
+    assert f"python -m export recover {copy}` completes it" in errors(lint(copy))
+    assert main(["recover", str(copy)]) == 0
+    assert errors(lint(copy)) == ""
+    assert not any(each.severity == "warning" for each in lint(copy))
+
+
+def test_manifest_of_somebody_else_is_a_finding(copy: Path) -> None:
+    """A list, or hashes that are no text, do not end lint with a traceback."""
+    for text in (
+        "[]",
+        '{"files": {"model.onnx": 5}}',
+        '{"files": ["model.onnx"]}',
+        "null",
+        '{"files": {"a/b": "x"}}',
+    ):
+        (copy / "moderation" / "1" / "manifest.json").write_text(text)
+        assert "manifest.json cannot be read" in errors(lint(copy)) or "a/b is missing" in errors(lint(copy))
+
+
+def test_parameters_without_a_thread_count_are_not_given_one(copy: Path) -> None:
+    """Looking for the key must not put it there: an absent count is a warning, not a wrong number."""
+    change_config(copy, lambda config: config.parameters.pop("intra_op_thread_count"))
+    found = lint(copy)
+    assert errors(found) == ""
+    assert any(each.field == "parameters.intra_op_thread_count" for each in found)
 
 
 def test_command_line_prints_findings_and_fails_on_errors(
