@@ -16,6 +16,7 @@ from export.commit import open_staging
 from export.lint import lint
 from export.publish import publish
 from export.repository import ModelFolder
+from serve.unfinished import complete
 from tests.small_export import quick_config, small_source
 
 NUM_KILLS = 20
@@ -52,17 +53,74 @@ def change_until_killed(
 
 def check_whole(repository: Path) -> None:
     """What is there is one complete state: every file as published, nothing that a server would refuse."""
-    if (repository / "moderation").exists():
-        assert ModelFolder(repository).state is not None
-        assert listing.verify(repository) == []
-        assert [str(each) for each in lint(repository) if each.severity == "error"] == []
+    there = {each.name for each in repository.iterdir()} if repository.is_dir() else set()
+    if not there:
+        return  # the state before the first publish
+    assert "moderation" in there, "what calls the model is there without it"
+    assert ModelFolder(repository).state is not None
+    assert listing.verify(repository) == []
+    assert [str(each) for each in lint(repository) if each.severity == "error"] == []
+
+
+def run_publisher(repository: Path, scratch: Path, with_exchange: bool, *moment: int) -> int | None:
+    """Run one in a process of its own; its exit code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["export.publish", "export.operations", "tests.small_export"])
+    arguments = (str(repository), str(scratch), with_exchange, *moment)
+    process = context.Process(target=change_until_killed, args=arguments, daemon=True)
+    process.start()
+    process.join()
+    code = process.exitcode
+    process.close()
+    return code
+
+
+def test_kill_during_the_first_publish_leaves_nothing_or_a_model(tmp_path: Path) -> None:
+    """Between the two folders there is a model without the one that calls it, never the other way round."""
+    found = set()
+    for number in range(8):
+        repository = tmp_path / f"repository-{number}"
+        code = run_publisher(repository, tmp_path / "scratch", True, 1 + number // 2, number % 2)
+        assert code in (-signal.SIGKILL, 0)
+        check_whole(repository)
+        found.add(tuple(sorted(each.name for each in repository.iterdir())))
+    assert () in found
+    assert ("moderation",) in found
+    publish(small_source(tmp_path / "scratch"), quick_config(tmp_path / "repository-0"))
+    assert (tmp_path / "repository-0" / "moderation_encoded").is_dir()
+
+
+def test_journal_that_was_cut_short_does_not_stop_the_next_publisher(tmp_path: Path) -> None:
+    """It was written before anything was moved; server and publisher pass over it, and nothing half written is left."""
+    repository = tmp_path / "repository"
+    publish(small_source(tmp_path / "scratch"), quick_config(repository))
+    staging = tmp_path / ".repository.staging"
+    for text in ("", '{"staged": "/a', "[]", '{"staged": 1, "target": 2, "aside": 3}'):
+        (staging / "journal.json").write_text(text)
+        (staging / "journal.json.part").write_text(text)
+        complete(repository)
+        assert operations.recover(repository) == [
+            "removed a journal that was cut short: its swap had not begun"
+        ]
+        assert [each.name for each in staging.iterdir()] == ["lock"]
+    check_whole(repository)
+
+
+def test_journal_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publisher that ends while it writes leaves no journal that somebody could believe."""
+
+    def end(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", end)
+    with pytest.raises(KeyboardInterrupt):
+        commit.write_synced(tmp_path / "journal.json", "{}")
+    assert not (tmp_path / "journal.json").exists()
 
 
 @pytest.mark.parametrize("with_exchange", [True, False])
 def test_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, with_exchange: bool) -> None:
     """Where the file system cannot swap two folders at once, the next command completes the swap."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["export.publish", "export.operations", "tests.small_export"])
     repository, scratch = tmp_path / "repository", tmp_path / "scratch"
     publish(small_source(scratch), quick_config(repository))
     rng = random.Random(int(with_exchange))
@@ -70,12 +128,7 @@ def test_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, with_exchange: boo
     for number in range(NUM_KILLS if with_exchange else NUM_KILLS // 2):
         # every second kill somewhere while the version is made, the others right at a swap or just after it
         moment = (rng.randint(1, 6), rng.randint(0, 3)) if number % 2 else (0, rng.randint(1, 350))
-        arguments = (str(repository), str(scratch), with_exchange, *moment)
-        process = context.Process(target=change_until_killed, args=arguments, daemon=True)
-        process.start()
-        process.join()
-        codes.append(process.exitcode)
-        process.close()
+        codes.append(run_publisher(repository, scratch, with_exchange, *moment))
         if not with_exchange:
             with open_staging(repository):
                 pass
