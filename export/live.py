@@ -44,12 +44,21 @@ class Follower:
     """Has one server follow one change of its repository, and back again."""
 
     live: LiveServer
+    there: set[str] = field(default_factory=set)
+    """Models that it had ready before the change."""
     told: list[str] = field(default_factory=list)
-    """Models that the server was told to load or to unload, in this order."""
+    """Models that it was told to load or to unload, in this order."""
+
+    def look(self) -> None:
+        """See what the server serves; afterwards it does not list a model whose folder is gone. Raises ServerError."""
+        if self.live.server is not None:
+            self.there = loaded_models(self.live)
 
     def take(self, version: Version, swap: Swap) -> None:
         """Have the server load what it serves of the new state and answer the golden images. Raises ServerError."""
-        there = loaded_models(self.live) & {ENCODED_MODEL_NAME}
+        if self.live.server is None:
+            return
+        there = self.there & {ENCODED_MODEL_NAME}
         with self._client() as client:
             try:
                 for name in (version.spec.name, *sorted(there - swap.removed())):

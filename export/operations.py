@@ -44,10 +44,10 @@ def commit_state(
     swap = Swap(staging=staging)
     published = dataclasses.replace(active, path=staging.repository / name / str(active.number))
     follower = Follower(live=live)
+    follower.look()
     try:
         swap.apply(stage, name)
-        if live.server is not None:
-            follower.take(published, swap)
+        follower.take(published, swap)
     except BaseException:  # Ctrl-C while the server loads, too
         swap.take_back()
         follower.go_back(swap)

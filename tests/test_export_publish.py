@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton
 
 from export import listing, operations
 from export.command import main
 from export.commit import open_staging
-from export.config_pbtxt import read_config
+from export.config_pbtxt import read_config, to_text
 from export.errors import LockedError, ProbeError, RepositoryError, TargetError
+from export.golden import TOLERANCE, check_golden
 from export.probe import private_server
 from export.publish import publish
 from export.repository import State, stage_model
@@ -23,6 +27,7 @@ from export.serving import Serving
 from export.variants import VariantConfig
 from export.version import Version, read_version, verify_version
 from moderation_client.contract import ModelSpec, policy_parameter, spec_parameter
+from tests.serving import eventually
 from tests.small_export import quick_config, small_source
 
 
@@ -93,6 +98,37 @@ def test_real_server_gives_golden_scores_and_batches_under_load(served: Path) ->
         scores = client.infer("moderation", [part]).as_numpy("scores")
         client.close()
     assert np.abs(scores - version.golden_scores[version.cpu_file][:4]).max() <= 1e-5
+
+
+def test_golden_scores_are_those_of_the_file_that_the_server_runs(served: Path, tmp_path: Path) -> None:
+    """A GPU configuration names another variant, whose scores are others."""
+    copy = Path(shutil.copytree(served, tmp_path / "repository"))
+    version = read_version(copy / "moderation" / "1")
+    other = min({"model.onnx", "model_int8.onnx"} - {version.cpu_file})
+    for path in (copy / "moderation").glob("configs/*.pbtxt"):
+        config = read_config(path)
+        config.default_model_filename = other
+        path.write_text(to_text(config))
+    with private_server(copy, "moderation") as url:
+        assert check_golden(url, version) <= TOLERANCE
+    scores = version.golden_scores
+    assert np.abs(scores[other] - scores[version.cpu_file]).max() > TOLERANCE
+
+
+def test_private_server_ends_with_a_publisher_that_is_killed(served: Path) -> None:
+    """SIGKILL leaves nobody to stop it: the kernel does."""
+    program = (
+        "import sys, psutil, time; from pathlib import Path; from export.probe import private_server\n"
+        "with private_server(Path(sys.argv[1]), 'moderation'):\n"
+        "    print(*(each.pid for each in psutil.Process().children(recursive=True)), flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", program, str(served)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as publisher:
+        assert publisher.stdout is not None
+        numbers = [int(word) for word in publisher.stdout.readline().split()]
+        publisher.kill()
+    assert len(numbers) >= 2
+    eventually(lambda: not any(psutil.pid_exists(number) for number in numbers), what="end of the servers")
 
 
 def test_second_version_answers_and_rollback_brings_the_first_back(tmp_path: Path) -> None:
