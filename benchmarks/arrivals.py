@@ -59,15 +59,24 @@ class OpenReport:
     """Of those that were answered, from due to answered."""
     lateness_ms: list[float]
     """Of all, from due to sent: the generator's own fault."""
+    num_sent: int
+    """Requests of the window that left, late or not."""
     errors: dict[str, int]
     num_due: int
+    """In the part of the window that was run."""
     duration_s: float
+    """Of that part: less than was asked after Ctrl-C."""
     offered_per_s: float
     slo_ms: float
     generator_cpu_s: float
     server_cpu_s: float | None
     statistics: Statistics | None
     interrupted: bool = False
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that left, and were neither answered nor refused when the generator gave up on them."""
+        return max(0, self.num_sent - len(self.latency_ms) - sum(self.errors.values()))
 
     @property
     def goodput_per_s(self) -> float:
@@ -87,7 +96,9 @@ class OpenReport:
 
     def meets_slo(self) -> bool:
         """Whether every request was answered and 99 of 100 within the SLO."""
-        return not self.errors and bool(self.latency_ms) and percentile(self.latency_ms, 99) <= self.slo_ms
+        if self.errors or self.unanswered or not self.latency_ms:
+            return False
+        return percentile(self.latency_ms, 99) <= self.slo_ms
 
     def point(self, settings: dict[str, Scalar]) -> Point:
         """Turn it into a point of a result."""
@@ -101,7 +112,8 @@ class OpenReport:
                 "answered_per_s": len(self.latency_ms) / self.duration_s,
                 "num_queue_full": self.errors.get(QUEUE_FULL, 0),
                 "num_expired": self.errors.get(EXPIRED, 0) + self.errors.get("deadline_exceeded", 0),
-                "num_errors": sum(self.errors.values()),
+                "num_unanswered": self.unanswered,
+                "num_errors": sum(self.errors.values()) + self.unanswered,
                 "generator_cpu_s": self.generator_cpu_s,
                 "server_cpu_s": self.server_cpu_s,
                 **server_values(self.statistics),
@@ -152,50 +164,94 @@ def run_open(stop: threading.Event, job: OpenJob) -> OpenReport:
     with grpc.insecure_channel(job.url, options=UNLIMITED) as channel:
         grpc.channel_ready_future(channel).result(timeout=job.timeout_s)
         before = target.statistics() if target else None
-        cpu_before, server_before = sum(os.times()[:2]), machine.cpu_s(job.server_pids)
-        lateness = _send_all(stop, job, unary(channel), times, outcome)
+        sent = _send_all(stop, job, unary(channel), times, outcome)
         _wait_for_answers(outcome, job.timeout_s + 1.0)
         after = target.statistics() if target else None
     if target is not None:
         target.close()
-    due = [moment for moment in times if moment >= job.warmup_s]
     return OpenReport(
-        latency_ms=outcome.latency_ms,
-        lateness_ms=lateness,
+        latency_ms=list(outcome.latency_ms),
+        lateness_ms=sent.lateness_ms,
+        num_sent=sent.num_sent,
         errors=dict(outcome.errors),
-        num_due=len(due),
-        duration_s=job.duration_s,
+        num_due=sum(job.warmup_s <= moment < job.warmup_s + sent.duration_s for moment in times),
+        duration_s=max(sent.duration_s, 1e-9),
         offered_per_s=job.rate_per_s,
         slo_ms=job.slo_ms,
-        generator_cpu_s=sum(os.times()[:2]) - cpu_before,
-        server_cpu_s=machine.cpu_s(job.server_pids) - server_before if job.server_pids else None,
+        generator_cpu_s=sent.generator_cpu_s,
+        server_cpu_s=sent.server_cpu_s if job.server_pids else None,
         statistics=after - before if after is not None and before is not None else None,
         interrupted=stop.is_set(),
     )
 
 
+@dataclass(kw_only=True)
+class _Sending:
+    """What the sender did in the window: the warm-up before it and the wait for the last answers are not counted."""
+
+    lateness_ms: list[float] = field(default_factory=list)
+    num_sent: int = 0
+    begun: bool = False
+    duration_s: float = 0.0
+    generator_cpu_s: float = 0.0
+    server_cpu_s: float = 0.0
+
+    def begin(self, job: OpenJob) -> None:
+        """Start counting, after the last request of the warm-up."""
+        self.begun = True
+        self.add_cpu(job, -1)
+
+    def add_cpu(self, job: OpenJob, sign: int) -> None:
+        """Read the CPU time of both sides: with -1 at the window's begin, with 1 at its end."""
+        self.generator_cpu_s += sign * sum(os.times()[:2])
+        self.server_cpu_s += sign * machine.cpu_s(job.server_pids)
+
+
 def _send_all(
     stop: threading.Event, job: OpenJob, call: Any, times: list[float], outcome: _Outcome
-) -> list[float]:
-    """Send each request when it is due; the lateness of the counted ones, in milliseconds."""
-    lateness = []
+) -> _Sending:
+    """Send each request when it is due, until the window is over or `stop` is set."""
+    sending = _Sending()
     start = time.perf_counter() + 0.05
+    window_at, over_at = start + job.warmup_s, start + job.warmup_s + job.duration_s
     for index, moment in enumerate(times):
-        due = start + moment
-        wait_s = due - time.perf_counter()
-        if wait_s > 0:
-            time.sleep(wait_s)
-        if stop.is_set():
+        if moment < job.warmup_s:
+            if not _wait_until_due(stop, start + moment):
+                return sending
+            call.future(job.messages[index % len(job.messages)], timeout=job.timeout_s)
+            continue
+        if not sending.begun:
+            sending.begin(job)
+        if not _wait_until_due(stop, start + moment):
             break
-        sent = time.perf_counter()
-        future = call.future(job.messages[index % len(job.messages)], timeout=job.timeout_s)
-        if moment >= job.warmup_s:
-            with outcome.lock:
-                outcome.num_open += 1
-            future.add_done_callback(lambda done, due=due: outcome.took(due, done))
-            if sent - start <= times[-1] + 1.0:
-                lateness.append((sent - due) * 1000)
-    return lateness
+        _send_counted(job, call, index, start + moment, over_at, sending, outcome)
+    stop.wait(max(0.0, over_at - time.perf_counter()))
+    sending.duration_s = max(0.0, min(time.perf_counter() - window_at, job.duration_s))
+    if sending.begun:
+        sending.add_cpu(job, 1)
+    return sending
+
+
+def _send_counted(
+    job: OpenJob, call: Any, index: int, due: float, over_at: float, sending: _Sending, outcome: _Outcome
+) -> None:
+    """Send a request of the window; its lateness counts when it left not long after the window's end."""
+    sent = time.perf_counter()
+    future = call.future(job.messages[index % len(job.messages)], timeout=job.timeout_s)
+    sending.num_sent += 1
+    with outcome.lock:
+        outcome.num_open += 1
+    future.add_done_callback(lambda done: outcome.took(due, done))
+    if sent <= over_at + 1.0:
+        sending.lateness_ms.append((sent - due) * 1000)
+
+
+def _wait_until_due(stop: threading.Event, due: float) -> bool:
+    """Sleep until a moment; False when `stop` was set meanwhile."""
+    wait_s = due - time.perf_counter()
+    if wait_s > 0:
+        time.sleep(wait_s)
+    return not stop.is_set()
 
 
 def _wait_for_answers(outcome: _Outcome, limit_s: float) -> None:

@@ -22,17 +22,17 @@ from tqdm import tqdm
 from benchmarks import compare_page
 from benchmarks.contenders import Contender, ContenderError, ours, peer, run_onnx, run_torch
 from benchmarks.corpus import load_files
+from benchmarks.ending import finish
 from benchmarks.environment import capture_environment, sha256_of
 from benchmarks.in_process import modes, run_mode
 from benchmarks.load import Job, Schedule, run_closed
 from benchmarks.networks import NetworkConfig, ensure_network, photographs
-from benchmarks.results import Point, Result, file_stem, make_result, write_result
+from benchmarks.results import Point, Result, make_result
 from benchmarks.serving import Settings, VariantError, model_file
-from benchmarks.subject import end_cleanly_on_sigterm, fail, print_bars
+from benchmarks.subject import end_cleanly_on_sigterm, fail
 from benchmarks.worker import Interrupted, Worker, WorkerError
 from moderation_client.contract import ImageSpec
 
-RESULTS = Path("runs/benchmarks")
 NUM_CORES = os.cpu_count() or 1
 
 
@@ -215,14 +215,9 @@ def main(config: CompareConfig) -> int:
         result = measure(config)
     except (ContenderError, VariantError, WorkerError) as error:
         fail(error)
-    print(compare_page.text(result))
-    print_bars(result.bars)
-    stem = config.out or RESULTS / f"{file_stem(result)}_{config.input}"
-    data = write_result(result, stem.parent, name=f"{stem.name}.json")
-    print(f"\n{data}\n{compare_page.page(result).write(stem.parent / f'{stem.name}.html')}")
-    if result.interrupted:
-        return 130
-    return 1 if result.missed else 0
+    return finish(
+        result, config.out, text=compare_page.text, page=compare_page.page, suffix=f"_{config.input}"
+    )
 
 
 if __name__ == "__main__":

@@ -112,8 +112,6 @@ def text(result: Result) -> str:
     """Give everything that is printed."""
     ordered = sorted(result.points, key=lambda point: str(point.settings["key"]))
     lines = [text_table(HEADER, [row(point, result.points) for point in ordered])]
-    if result.interrupted:
-        lines.append("interrupted: only what was measured before is here")
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ HEADER = (
     "input", "batch", "callers", "images/s", "p50 ms", "p90", "p95", "p99", "max", "n", "errors",
     "formed", "queue ms", "in", "infer", "out", "load CPU", "server CPU", "MiB",
 )  # fmt: skip
+GPU_HEADER = ("GPU %", "GPU W", "GPU MiB")
 NUM_LATENCY = 11
 """Columns of `HEADER` that a caller sees; the others are the server's."""
 KNEE_GAIN = 0.1
@@ -26,9 +27,39 @@ def sweep_points(result: Result) -> list[Point]:
     return [point for point in result.points if "concurrency" in point.settings]
 
 
+def answered(points: Sequence[Point]) -> list[Point]:
+    """Points that have latencies: one at which everything was an error has none to draw."""
+    return [point for point in points if point.samples["latency_ms"]]
+
+
+def header(points: Sequence[Point]) -> tuple[str, ...]:
+    """Columns of these points: those of the GPU where one was read."""
+    return (*HEADER, *(GPU_HEADER if any(map(_has_gpu, points)) else ()))
+
+
+def _has_gpu(point: Point) -> bool:
+    return point.values.get("gpu_utilisation_percent") is not None
+
+
+def table(points: Sequence[Point]) -> list[list[str]]:
+    """Lines under `header`."""
+    with_gpu = len(header(points)) > len(HEADER)
+    return [row(point) + (_gpu_cells(point) if with_gpu else []) for point in points]
+
+
+def _gpu_cells(point: Point) -> list[str]:
+    memory = _float(point.values.get("gpu_memory_bytes"))
+    shown = [_float(point.values.get(f"gpu_{name}")) for name in ("utilisation_percent", "power_w")]
+    return [*map(number, shown), "-" if memory is None else f"{memory / 2**20:.0f}"]
+
+
 def row(point: Point) -> list[str]:
-    """One line of the table."""
-    summary, values = point.summary(), point.values
+    """One line of the table; dashes where nothing was answered."""
+    values = point.values
+    summary = point.summary() if point.samples["latency_ms"] else None
+    times = (
+        (None,) * 5 if summary is None else (summary.p50, summary.p90, summary.p95, summary.p99, summary.max)
+    )
     shares = [_cores(values.get(key), values) for key in ("generator_cpu_s", "server_cpu_s")]
     memory = values.get("server_memory_bytes")
     return [
@@ -36,8 +67,8 @@ def row(point: Point) -> list[str]:
         str(point.settings["batch_size"]),
         str(point.settings["concurrency"]),
         number(point.number("images_per_s")),
-        *(number(each) for each in (summary.p50, summary.p90, summary.p95, summary.p99, summary.max)),
-        str(summary.count),
+        *(number(each) for each in times),
+        str(summary.count if summary else 0),
         str(values.get("num_errors", 0)),
         *(number(_float(values.get(key))) for key in ("mean_batch", "server_queue_ms")),
         *(number(_float(values.get(f"server_compute_{key}_ms"))) for key in ("input", "infer", "output")),
@@ -57,13 +88,11 @@ def _cores(cpu_s: Any, values: Any) -> str:
 def text(result: Result) -> str:
     """Give everything that is printed: the table and the remarks."""
     points = sweep_points(result)
-    parts = [text_table(HEADER, [row(point) for point in points])] if points else []
+    parts = [text_table(header(points), table(points))] if points else []
     parts += [f"{_name(point)}: {note}" for point in points for note in point.notes]
     ceiling = _ceiling_rows(result)
     if ceiling:
         parts.append("\n" + text_table(CEILING_HEADER, ceiling))
-    if result.interrupted:
-        parts.append("interrupted: only what was measured before is here")
     return "\n".join(parts)
 
 
@@ -75,7 +104,13 @@ def _ceiling_rows(result: Result) -> list[list[str]]:
     for point in result.points:
         if "mode" in point.settings:
             rates = sorted(point.samples["images_per_s"])
-            name = point.settings["mode"] if point.settings["kind"] == "in process" else "served, 16 callers"
+            callers = point.settings.get("callers", 16)  # results from before it was noted had 16
+            is_served = point.settings["kind"] == "served"
+            name = (
+                f"served, {callers} caller{'' if callers == 1 else 's'}"
+                if is_served
+                else point.settings["mode"]
+            )
             median = float(np.median(rates))
             rows.append(
                 [str(name), number(median), f"{number(rates[0])} - {number(rates[-1])}", str(len(rates))]
@@ -108,10 +143,12 @@ def page(result: Result) -> Page:
 
 def _add_points(document: Page, points: Sequence[Point]) -> None:
     document.heading("Points")
-    rows = [row(point) for point in points]
-    document.table(HEADER[:NUM_LATENCY], [each[:NUM_LATENCY] for each in rows])
+    rows, columns = table(points), header(points)
+    document.table(columns[:NUM_LATENCY], [each[:NUM_LATENCY] for each in rows])
     document.heading("Inside the server, and what it cost")
-    document.table((*HEADER[:3], *HEADER[NUM_LATENCY:]), [(*each[:3], *each[NUM_LATENCY:]) for each in rows])
+    document.table(
+        (*columns[:3], *columns[NUM_LATENCY:]), [(*each[:3], *each[NUM_LATENCY:]) for each in rows]
+    )
     document.text(
         "formed: images per execution. queue, in, infer, out: mean milliseconds of a request by the server's statistics. "
         "CPU: cores kept busy. MiB: the server's memory, shared pages counted once."
@@ -121,6 +158,11 @@ def _add_points(document: Page, points: Sequence[Point]) -> None:
             document.text(f"{_name(point)}: {note}")
     document.heading("Intervals")
     document.table(("point", "p50 ms", "p90 ms", "p95 ms", "p99 ms"), [_intervals(point) for point in points])
+    if answered(points):
+        _add_plots(document, answered(points))
+
+
+def _add_plots(document: Page, points: Sequence[Point]) -> None:
     document.heading("Plots")
     document.figure(
         load_curve(points), "Latency against throughput, one line a batch size; the knee has a ring."

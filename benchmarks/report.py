@@ -80,6 +80,12 @@ def figure(width: float = 9.0, height: float = 4.2, columns: int = 1) -> tuple[F
     return drawing, axes
 
 
+def verdict_class(cell: str) -> str:
+    """Colour of a cell that holds a verdict."""
+    word = cell.partition(",")[0]
+    return word if word in ("pass", "miss") else ""
+
+
 class Page:
     """One HTML page, written top to bottom."""
 
@@ -108,7 +114,7 @@ class Page:
         body = []
         for row in rows:
             cells = [
-                f'<td class="{"text" if index in text_columns else cell if cell in ("pass", "miss") else ""}">'
+                f'<td class="{"text" if index in text_columns else verdict_class(cell)}">'
                 f"{html.escape(cell)}</td>"
                 for index, cell in enumerate(row)
             ]
@@ -164,7 +170,7 @@ def bar_rows(bars: Sequence[Bar]) -> list[tuple[str, ...]]:
             "-" if bar.low is None or bar.high is None else f"{number(bar.low)} - {number(bar.high)}",
             f"{'≥' if bar.sense == 'at_least' else '≤'} {bar.limit:g}",
             "goal" if bar.goal else "bar",
-            bar.word,
+            bar.verdict,
         )
         for bar in bars
     ]

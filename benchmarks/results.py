@@ -43,6 +43,8 @@ class Bar:
     """Interval of `measured`, where there is one."""
     goal: bool = False
     """A goal is reported either way and fails nothing."""
+    ratio: bool = False
+    """Whether `measured` compares two things: then an interval around 1 says that there is no difference."""
 
     @property
     def met(self) -> bool:
@@ -50,9 +52,21 @@ class Bar:
         return self.measured >= self.limit if self.sense == "at_least" else self.measured <= self.limit
 
     @property
+    def significant(self) -> bool:
+        """Whether a ratio's interval leaves no doubt on which side of 1 it is; other figures are not asked."""
+        if not self.ratio or self.low is None or self.high is None:
+            return True
+        return not self.low <= 1.0 <= self.high
+
+    @property
     def word(self) -> str:
         """`pass` or `miss`."""
         return "pass" if self.met else "miss"
+
+    @property
+    def verdict(self) -> str:
+        """The word, and that a ratio is no difference when it is none."""
+        return self.word if self.significant else f"{self.word}, not significant"
 
     def __str__(self) -> str:
         """One line for a terminal."""
@@ -61,7 +75,8 @@ class Bar:
             f" ({self.low:.3g}-{self.high:.3g})" if self.low is not None and self.high is not None else ""
         )
         kind = "goal" if self.goal else "bar"
-        return f"{self.word}  {self.name}: {self.measured:.3g}{interval}, {kind} {sign} {self.limit:g}"
+        note = "" if self.significant else ", difference from 1 not significant"
+        return f"{self.word}  {self.name}: {self.measured:.3g}{interval}, {kind} {sign} {self.limit:g}{note}"
 
 
 @dataclass(frozen=True, kw_only=True)

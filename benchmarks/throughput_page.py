@@ -12,7 +12,7 @@ from benchmarks.stats import percentile
 
 HEADER = (
     "phase", "x", "offered/s", "goodput/s", "answered/s", "p50 ms", "p99 ms", "max ms", "queue full", "expired",
-    "other", "formed", "late p99 ms", "valid",
+    "other", "open", "formed", "late p99 ms", "valid",
 )  # fmt: skip
 
 
@@ -24,6 +24,7 @@ def row(point: Point) -> list[str]:
     late = point.samples["lateness_ms"]
     refused = [int(point.number(key)) for key in ("num_queue_full", "num_expired")]
     formed = values.get("mean_batch")
+    unanswered = int(values.get("num_unanswered") or 0)
     return [
         str(point.settings["phase"]),
         f"{point.settings['multiple']:g}" if point.settings["multiple"] else "-",
@@ -32,7 +33,8 @@ def row(point: Point) -> list[str]:
         number(point.number("answered_per_s")),
         *(number(value) for value in ((summary.p50, summary.p99, summary.max) if summary else (None,) * 3)),
         *(str(value) for value in refused),
-        str(int(point.number("num_errors")) - sum(refused)),
+        str(int(point.number("num_errors")) - sum(refused) - unanswered),
+        str(unanswered),
         number(None if formed is None else float(formed)),
         number(percentile(late, 99)) if late else "-",
         "yes" if point.valid else "NO",
@@ -75,8 +77,6 @@ def text(result: Result) -> str:
         for note in point.notes
     ]
     lines.append(conclusion(result))
-    if result.interrupted:
-        lines.append("interrupted: only what was measured before is here")
     return "\n".join(lines)
 
 
@@ -90,6 +90,8 @@ def page(result: Result) -> Page:
     document.bars(result.bars)
     document.heading("Offered rates")
     document.table(HEADER, [row(point) for point in result.points])
+    if not result.points:
+        return document
     for point in result.points:
         for note in point.notes:
             document.text(f"invalid at {point.settings['offered_per_s']:.0f}/s: {note}")

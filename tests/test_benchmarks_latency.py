@@ -63,7 +63,7 @@ def test_client_route_sends_files_through_the_product(triton: TritonServer, tmp_
 
 
 def test_in_process_ratio_is_of_the_same_file(tmp_path: Path) -> None:
-    """`--serve --in-process` gives a bar for the ratio and one for the batches; exit 1 says that one is missed."""
+    """`--serve --in-process` gives a bar and a goal for the ratio; exit 1 says that the bar is missed."""
     repository = build_repository(tmp_path / "repository", config=small_config(num_instances=2))
     config = dataclasses.replace(
         QUICK,
@@ -76,7 +76,7 @@ def test_in_process_ratio_is_of_the_same_file(tmp_path: Path) -> None:
     )
     code = main(config)
     result = read_result(tmp_path / "r.json")
-    assert [bar.limit for bar in result.bars] == [0.85, 1.5]
+    assert [(bar.limit, bar.goal) for bar in result.bars] == [(0.93, False), (0.97, True)]
     assert code == (1 if result.missed else 0)
     assert {point.settings.get("mode") for point in result.points} >= {"b1", "b8", "served"}
 

@@ -15,7 +15,7 @@ from benchmarks.arrivals import OpenJob, OpenReport, due_times, run_open
 from benchmarks.results import read_result
 from benchmarks.stats import percentile
 from benchmarks.target import Address, pixel_message
-from benchmarks.throughput import ThroughputConfig, main
+from benchmarks.throughput import Session, ThroughputConfig, main, overload_bars
 from serve.server import TritonServer
 from tests.small_model import SIZE, build_repository, small_config
 
@@ -79,6 +79,7 @@ def _report(**changes: object) -> OpenReport:
         "latency_ms": [10.0] * 95 + [80.0] * 5,
         "lateness_ms": [0.1] * 100,
         "errors": {},
+        "num_sent": 100,
         "num_due": 100,
         "duration_s": 2.0,
         "offered_per_s": 50.0,
@@ -96,6 +97,40 @@ def test_goodput_counts_answers_within_the_slo() -> None:
     assert not _report().meets_slo()
     assert _report(latency_ms=[10.0] * 100).meets_slo()
     assert not _report(latency_ms=[10.0] * 99, errors={"queue_full": 1}).meets_slo()
+
+
+def test_a_request_without_an_answer_is_an_error() -> None:
+    """Neither answered nor refused when the generator gave up: the SLO is not met, and the count says why."""
+    report = _report(latency_ms=[10.0] * 99)
+    assert report.unanswered == 1
+    assert not report.meets_slo()
+    assert report.point({}).values["num_errors"] == 1
+
+
+def test_an_interrupted_window_is_as_long_as_it_was(triton: TritonServer) -> None:
+    """Ctrl-C after a second of a minute: rates are of that second, and it does not wait for the minute to pass."""
+    stop = threading.Event()
+    threading.Timer(1.5, stop.set).start()
+    report = run_open(stop, _job(triton.grpc_url, duration_s=60.0, server_pids=(os.getpid(),)))
+    assert report.interrupted
+    assert report.duration_s < 10.0
+    assert 20 < report.goodput_per_s < 90
+    assert report.server_cpu_s is not None
+    assert report.server_cpu_s >= 0
+
+
+def test_overload_is_judged_by_valid_rounds_only() -> None:
+    """A round in which the generator was late says nothing; when all are, the bars are missed and say so."""
+    late = _report(lateness_ms=[30.0] * 100, latency_ms=[10.0] * 100)
+    good = _report(latency_ms=[10.0] * 98 + [80.0] * 2)
+    reports = [("search", 0.0, good), ("overload", 3.0, good), ("overload", 3.0, late)]
+    session = Session(
+        config=ThroughputConfig(slo_p99_ms=50.0), subject=None, payloads=None, load=None, reports=reports  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert [bar.measured for bar in overload_bars(session)] == [1.0, pytest.approx(80.0)]
+    session.reports = [("search", 0.0, good), ("overload", 3.0, late)]
+    bars = overload_bars(session)
+    assert all("no valid round" in bar.name and not bar.met for bar in bars)
 
 
 def test_a_late_generator_makes_the_run_invalid() -> None:
