@@ -8,11 +8,9 @@ end to end from JPEG bytes to decision, or from pixels.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,17 +21,15 @@ from benchmarks import compare_page
 from benchmarks.contenders import Contender, ContenderError, ours, peer, run_onnx, run_torch
 from benchmarks.corpus import load_files
 from benchmarks.ending import finish
-from benchmarks.environment import capture_environment, sha256_of
+from benchmarks.environment import capture_environment, num_cores, sha256_of
 from benchmarks.in_process import modes, run_mode
-from benchmarks.load import Job, Schedule, run_closed
+from benchmarks.load import Job, LoadReport, Schedule, run_closed
 from benchmarks.networks import NetworkConfig, ensure_network, photographs
 from benchmarks.results import Point, Result, make_result
-from benchmarks.serving import Settings, VariantError, model_file
+from benchmarks.serving import Shape, VariantError, model_file
 from benchmarks.subject import end_cleanly_on_sigterm, fail
 from benchmarks.worker import Interrupted, Worker, WorkerError
 from moderation_client.contract import ImageSpec
-
-NUM_CORES = os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,33 +45,26 @@ class CompareConfig:
     """Interleaved rounds; five are the fewest that can be significant."""
     slice_s: float = 4.0
     """How long each is measured in each round."""
+    tutorial_slice_s: float = 12.0
+    """The same for the tutorial server, whose slowest requests take several seconds."""
     num_images: int = 32
-    num_instances: int = 2
-    """Of our server; from `tune.py`."""
-    num_threads: int = 1
-    """Of each instance."""
-    max_batch_size: int = 4
-    """Largest batch it forms: a large one on one instance leaves its callers waiting while others are served."""
-    max_queue_delay_us: int = 0
+    fp32: Shape = field(default_factory=Shape)
+    """How ours serves FP32; from `tune.py`."""
+    int8: Shape = field(default_factory=Shape)
+    """How ours serves INT8; from `tune.py`."""
     out: Path | None = None
     """Where to write, without ending; by default runs/benchmarks/<date>_<commit>_<machine>_compare."""
 
     def __post_init__(self) -> None:
         """Check the values. Raises ValueError that names the option."""
-        for name in ("num_callers", "rounds", "slice_s", "num_images"):
+        for name in ("num_callers", "rounds", "slice_s", "tutorial_slice_s", "num_images"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
 
-    @property
-    def settings(self) -> Settings:
-        """Settings of our server."""
-        return Settings(
-            num_instances=self.num_instances,
-            num_threads=self.num_threads,
-            max_batch_size=self.max_batch_size,
-            max_queue_delay_us=self.max_queue_delay_us,
-            file="model.onnx",
-        )
+    def schedule(self, key: str) -> Schedule:
+        """How long the contender of this letter is measured; what is open at the end is waited for."""
+        slice_s = self.tutorial_slice_s if key == "c" and self.input == "jpeg" else self.slice_s
+        return Schedule(warmup_s=1.0, window_s=slice_s / 3, max_windows=3)
 
 
 @dataclass(kw_only=True)
@@ -86,20 +75,28 @@ class Measured:
     name: str
     images_per_s: list[float] = field(default_factory=list)
     latency_ms: list[list[float]] = field(default_factory=list)
-    num_errors: int = 0
+    errors: list[int] = field(default_factory=list)
+
+    def add(self, report: LoadReport) -> None:
+        """Keep a round of a server."""
+        self.images_per_s.append(report.images_per_s)
+        self.latency_ms.append(report.latency_ms)
+        self.errors.append(sum(report.errors.values()))
 
     def point(self) -> Point:
-        """Turn it into a point of a result."""
+        """Turn it into a point of a result; a round without an answer has a p99 of 0, and is not compared."""
+        num_errors = sum(self.errors)
         return Point(
             settings={"key": self.key, "name": self.name},
             samples={
                 "images_per_s": self.images_per_s,
                 "latency_ms": [value for each in self.latency_ms for value in each],
-                "p99_ms": [compare_page.p99(each) for each in self.latency_ms if each],
+                "p99_ms": [compare_page.p99(each) if each else 0.0 for each in self.latency_ms],
+                "errors": [float(each) for each in self.errors],
             },
-            values={"num_errors": self.num_errors, "num_rounds": len(self.images_per_s)},
-            valid=not self.num_errors,
-            notes=(f"{self.num_errors} errors",) if self.num_errors else (),
+            values={"num_errors": num_errors, "num_rounds": len(self.images_per_s)},
+            valid=not num_errors,
+            notes=(f"{num_errors} errors",) if num_errors else (),
         )
 
 
@@ -107,8 +104,8 @@ class Measured:
 def servers(config: CompareConfig, repository: Path) -> Iterator[list[Contender]]:
     """Start everybody. Raises ContenderError or VariantError."""
     fp32, int8 = (str(model_file(repository, name)) for name in ("model.onnx", "model_int8.onnx"))
-    plain = config.settings
-    unbatched = dataclasses.replace(plain, dynamic_batching=False)
+    plain, quantised = config.fp32.settings("model.onnx"), config.int8.settings("model_int8.onnx")
+    unbatched = replace(plain, dynamic_batching=False)
     with contextlib.ExitStack() as running:
         enter = running.enter_context
         yield [
@@ -117,7 +114,7 @@ def servers(config: CompareConfig, repository: Path) -> Iterator[list[Contender]
             enter(peer("e", "LitServe + ORT FP32, batch 8", "litserve", ["--model", fp32])),
             enter(ours("f", "ours FP32, no dynamic batching", repository, unbatched)),
             enter(ours("g", "ours FP32", repository, plain)),
-            enter(ours("h", "ours INT8", repository, dataclasses.replace(plain, file="model_int8.onnx"))),
+            enter(ours("h", "ours INT8", repository, quantised)),
         ]
 
 
@@ -135,7 +132,7 @@ def references(
     }
     for precision, name in (("FP32", "model.onnx"), ("INT8", "model_int8.onnx")):
         path = model_file(repository, name)
-        for mode in modes(NUM_CORES):
+        for mode in modes(num_cores()):
 
             def run(path: Path = path, mode: Any = mode) -> float:
                 if config.input == "jpeg":
@@ -157,7 +154,6 @@ def run_rounds(config: CompareConfig, repository: Path, measured: dict[str, Meas
     """Measure everybody once a round, in an order that turns. Raises Interrupted or KeyboardInterrupt."""
     files = load_files(None, num_images=config.num_images)
     pixels = photographs(ImageSpec(), config.num_images)
-    schedule = Schedule(warmup_s=1.0, window_s=config.slice_s / 3, max_windows=3)
     with servers(config, repository) as everybody, Worker() as load, Worker() as worker:
         in_process = references(config, repository, worker, files)
         jobs = {
@@ -166,7 +162,7 @@ def run_rounds(config: CompareConfig, repository: Path, measured: dict[str, Meas
                 requests=requests_for(each, config, files, pixels),
                 images_per_request=1,
                 concurrency=config.num_callers,
-                schedule=schedule,
+                schedule=config.schedule(each.key),
             )
             for each in everybody
         }
@@ -177,9 +173,7 @@ def run_rounds(config: CompareConfig, repository: Path, measured: dict[str, Meas
                 with each.awake():
                     report = load.call(run_closed, jobs[each.key])
                 entry = measured.setdefault(each.name, Measured(key=each.key, name=each.name))
-                entry.images_per_s.append(report.images_per_s)
-                entry.latency_ms.append(report.latency_ms)
-                entry.num_errors += sum(report.errors.values())
+                entry.add(report)
 
 
 def measure(config: CompareConfig) -> Result:

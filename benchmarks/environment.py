@@ -125,6 +125,11 @@ def cpu_quota() -> float:
     return round(min(limits), 2)
 
 
+def num_cores() -> int:
+    """Whole cores of the quota, at least one: as many workers or threads are worth starting."""
+    return max(1, int(cpu_quota()))
+
+
 def _words(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").split()

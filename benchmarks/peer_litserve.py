@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import tyro
 from fastapi import Depends, Request
 from numpy.typing import NDArray
 
+from benchmarks.environment import num_cores
 from benchmarks.in_process import open_session
 from benchmarks.peers import to_answer, to_pixels
 from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT
@@ -36,8 +36,8 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:  # noqa: ARG002  LitServe's signature
         """Load the model in the worker process."""
-        self.session = open_session(Path(self.model), os.cpu_count() or 1)
-        self.pool = ThreadPoolExecutor(os.cpu_count())
+        self.session = open_session(Path(self.model), num_cores())
+        self.pool = ThreadPoolExecutor(num_cores())
 
     def decode_request(self, request: Annotated[bytes, Depends(raw_body)]) -> bytes:
         """Leave decoding to the batch, where two threads share it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.corpus import LABELS
+from benchmarks.environment import num_cores
 from benchmarks.in_process import open_session
 from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT, ImageSpec
 
@@ -80,7 +80,7 @@ def tutorial_app(backbone: str) -> Any:
 def simple_app(model: Path) -> Any:
     """FastAPI + ONNX Runtime, one worker thread a core, each with one compute thread."""
     session = open_session(model, 1)
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(num_cores())
     app = FastAPI()
 
     def judge(body: bytes) -> dict[str, Any]:

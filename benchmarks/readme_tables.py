@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks import compare_page, footprint, latency_page, stages, throughput_page, tune_page
+from benchmarks import compare_page, footprint, latency_page, stages_page, throughput_page, tune_page
 from benchmarks.environment import ROOT
 from benchmarks.report import BAR_HEADER, bar_rows, markdown_table
 from benchmarks.results import Result, ResultError, read_result
@@ -59,7 +59,7 @@ TABLES: dict[str, Callable[[Result], Table]] = {
     "compare": _compare,
     "footprint": lambda result: (footprint.HEADER, footprint.rows(result)),
     "latency": _latency,
-    "stages": lambda result: (stages.HEADER, stages.rows(result)),
+    "stages": lambda result: (stages_page.HEADER, stages_page.rows(result)),
     "throughput": _throughput,
     "tune": _tune,
 }

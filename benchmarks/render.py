@@ -8,7 +8,15 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks import compare_page, footprint, latency_page, moderate, stages, throughput_page, tune_page
+from benchmarks import (
+    compare_page,
+    footprint,
+    latency_page,
+    moderate,
+    stages_page,
+    throughput_page,
+    tune_page,
+)
 from benchmarks.report import Page
 from benchmarks.results import Result, ResultError, read_result
 from benchmarks.subject import fail
@@ -18,7 +26,7 @@ PAGES: dict[str, Callable[[Result], Page]] = {
     "footprint": footprint.page,
     "latency": latency_page.page,
     "moderate": moderate.page,
-    "stages": stages.page,
+    "stages": stages_page.page,
     "throughput": throughput_page.page,
     "tune": tune_page.page,
 }

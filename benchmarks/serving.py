@@ -64,6 +64,28 @@ class Settings:
         return ", ".join(words) or "the repository's own"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What `tune.py` searches: how the cores are shared out, and which batches form."""
+
+    num_instances: int = 2
+    num_threads: int = 1
+    """Compute threads of each instance."""
+    max_batch_size: int = 4
+    """Largest batch: a large one on one instance leaves its callers waiting while others are served."""
+    max_queue_delay_us: int = 0
+
+    def settings(self, file: str | None = None) -> Settings:
+        """Give these, and everything else as the repository has it."""
+        return Settings(
+            num_instances=self.num_instances,
+            num_threads=self.num_threads,
+            max_batch_size=self.max_batch_size,
+            max_queue_delay_us=self.max_queue_delay_us,
+            file=file,
+        )
+
+
 def config_path(model: Path) -> Path:
     """Choose the configuration that the embedded server reads: `configs/cpu.pbtxt`, else `config.pbtxt`."""
     chosen = model / "configs" / "cpu.pbtxt"

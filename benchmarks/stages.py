@@ -15,29 +15,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import numpy as np
 import tyro
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from tqdm import tqdm
 from tritonclient.grpc import service_pb2
 
+from benchmarks import stages_page
 from benchmarks.corpus import CorpusError, load_files
 from benchmarks.counters import TargetError
+from benchmarks.ending import finish
 from benchmarks.environment import capture_environment
-from benchmarks.report import COLOURS, Page, figure, number, text_table
-from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
+from benchmarks.results import Bar, Point, Result, make_result
 from benchmarks.senders import unary
 from benchmarks.serving import VariantError
-from benchmarks.stats import bootstrap
-from benchmarks.subject import Subject, SubjectConfig, end_cleanly_on_sigterm, fail, open_subject, print_bars
+from benchmarks.subject import Subject, SubjectConfig, end_cleanly_on_sigterm, fail, open_subject
 from benchmarks.target import Target, pixel_message
-from moderation_client import ModerationClient, Policy
-from moderation_client.contract import policy_parameter
+from moderation_client import ModerationClient, ModerationError, Policy
+from moderation_client.contract import ImageSpec, policy_parameter
 from moderation_client.images import decode
 
-RESULTS = Path("runs/benchmarks")
 STAGES = (
     "read", "decode", "resize", "serialise", "network", "queue", "copy in", "compute", "copy out", "decide",
 )  # fmt: skip
@@ -78,20 +79,36 @@ class Clock:
         return answer
 
 
-def decoded_only(file: bytes, size: tuple[int, int]) -> Image.Image:
-    """Decode without resizing, at the reduced scale that a JPEG allows."""
+def drafted_size(file: bytes, spec: ImageSpec) -> tuple[int, int] | None:
+    """Size at which the product asks for a JPEG: overheard from its own decoding, so that the stage does the same work."""
+    asked: list[tuple[int, int]] = []
+    real = JpegImageFile.draft
+
+    def overheard(image: Any, mode: Any, size: Any) -> Any:
+        asked.append(size)
+        return real(image, mode, size)
+
+    with mock.patch.object(JpegImageFile, "draft", overheard):
+        decode(file, spec)
+    return asked[0] if asked else None
+
+
+def decoded_only(file: bytes, size: tuple[int, int] | None) -> Image.Image:
+    """Decode without resizing, at the reduced scale that the product would choose."""
     image = Image.open(io.BytesIO(file))
-    if image.format == "JPEG":
+    if size is not None:
         image.draft(None, size)
     image.load()
     return image
 
 
-def take_apart(clock: Clock, path: Path, subject: Subject, call: Any, policy: Policy) -> None:
-    """One picture, stage by stage."""
+def take_apart(
+    clock: Clock, path: Path, subject: Subject, call: Any, policy: Policy, size: tuple[int, int] | None
+) -> None:
+    """One picture, stage by stage; `size` is what its decoder is asked for."""
     spec = subject.spec.image
     file = clock.time("read", path.read_bytes)
-    clock.time("decode", lambda: decoded_only(file, (spec.width, spec.height)))
+    clock.time("decode", lambda: decoded_only(file, size))
     pixels = clock.time("decode and resize", lambda: decode(file, spec).pixels)
     message = clock.time("serialise", lambda: pixel_message(pixels[:1]))
     answer = clock.time("wire", lambda: call(message))
@@ -115,9 +132,8 @@ def policy_of(subject: Subject, target: Target) -> Policy:
     return Policy(labels=labels, thresholds={label: Threshold(review=0.5) for label in labels})
 
 
-def run(config: StagesConfig, subject: Subject, paths: list[Path]) -> Clock:
-    """Take all pictures apart and through the client, in turns. Raises TargetError."""
-    clock = Clock()
+def run(config: StagesConfig, subject: Subject, paths: list[Path], clock: Clock) -> bool:
+    """Take all pictures apart and through the client, in turns; True when Ctrl-C cut it short. Raises TargetError."""
     if subject.statistics is None:
         raise TargetError(
             "stages needs the server's statistics: give --token-file or --metrics-url, or use --serve"
@@ -128,17 +144,29 @@ def run(config: StagesConfig, subject: Subject, paths: list[Path]) -> Clock:
         ModerationClient(subject.address.url) as client,
     ):
         policy, call = policy_of(subject, target), unary(channel)
+        sizes = {path: drafted_size(path.read_bytes(), subject.spec.image) for path in paths}
         for path in paths[:4]:  # warm-up of server, client and caches
             client.moderate([path])
-            take_apart(Clock(), path, subject, call, policy)
+            take_apart(Clock(), path, subject, call, policy, sizes[path])
         before = target.statistics()
-        for path in tqdm(paths * config.repeats, desc="pictures", disable=None):
-            take_apart(clock, path, subject, call, policy)
-            clock.time("whole", functools.partial(client.moderate, [path]))
+        interrupted = False
+        try:
+            for path in tqdm(paths * config.repeats, desc="pictures", disable=None):
+                take_apart(clock, path, subject, call, policy, sizes[path])
+                clock.time("whole", functools.partial(judged, client, path))
+        except KeyboardInterrupt:
+            interrupted = True
         split = target.statistics() - before
     for stage, part in SERVER.items():
         clock.samples[stage] = [split.mean_ms(part) or 0.0]
-    return clock
+    return interrupted
+
+
+def judged(client: ModerationClient, path: Path) -> None:
+    """Ask for one picture's verdict. Raises TargetError when there is none: an error is no measurement."""
+    error = client.moderate([path])[0].error
+    if error is not None:
+        raise TargetError(f"{path.name} was not judged: {error}")
 
 
 def stage_means(clock: Clock) -> dict[str, float]:
@@ -150,17 +178,31 @@ def stage_means(clock: Clock) -> dict[str, float]:
 
 
 def measure(config: StagesConfig) -> Result:
-    """Measure. Raises TargetError, VariantError or CorpusError."""
+    """Measure. Raises TargetError, VariantError, CorpusError, ModerationError or grpc.RpcError.
+
+    Raises KeyboardInterrupt when Ctrl-C came before a single picture was through.
+    """
     started_at = datetime.datetime.now(datetime.timezone.utc)
     files = load_files(config.images, num_images=config.num_images)
     with open_subject(config) as subject, tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{index:04}.jpg" for index in range(len(files))]
         for path, file in zip(paths, files, strict=True):
             path.write_bytes(file)
-        clock = run(config, subject, paths)
         environment = capture_environment(server=subject.server, model=subject.model)
+        clock = Clock()
+        interrupted = run(config, subject, paths, clock)
+    if not clock.samples.get("whole"):
+        raise KeyboardInterrupt
     points, bar = judge(clock)
-    return make_result("stages", config, points, bars=[bar], environment=environment, started_at=started_at)
+    return make_result(
+        "stages",
+        config,
+        points,
+        bars=[bar],
+        environment=environment,
+        started_at=started_at,
+        interrupted=interrupted,
+    )
 
 
 def judge(clock: Clock) -> tuple[list[Point], Bar]:
@@ -192,71 +234,19 @@ def judge(clock: Clock) -> tuple[list[Point], Bar]:
     return points, bar
 
 
-HEADER = ("stage", "mean ms", "share")
-
-
-def rows(result: Result) -> list[list[str]]:
-    """Rows under `HEADER`, the whole last."""
-    whole = result.points[-1].number("mean_ms")
-    found = [
-        [
-            str(point.settings["stage"]),
-            number(point.number("mean_ms")),
-            f"{point.number('mean_ms') / whole:.1%}",
-        ]
-        for point in result.points[:-1]
-    ]
-    total = sum(point.number("mean_ms") for point in result.points[:-1])
-    interval = bootstrap(result.points[-1].samples["latency_ms"], lambda values: float(np.mean(values)))
-    return [
-        *found,
-        ["all stages", number(total), f"{total / whole:.1%}"],
-        [
-            "moderate([path])",
-            f"{number(interval.value)} ({number(interval.low)} - {number(interval.high)})",
-            "100.0%",
-        ],
-    ]
-
-
-def page(result: Result) -> Page:
-    """Build the HTML page."""
-    document = Page(
-        "Where the time of one request goes",
-        "From the file on disk to the verdict, one caller. The server's part is from its own statistics.",
-    )
-    document.bars(result.bars)
-    document.heading("Stages")
-    document.table(HEADER, rows(result))
-    drawing, axes = figure(height=3.0)
-    left = 0.0
-    colours = (*COLOURS, "#7a5195", "#bc5090")
-    for point, colour in zip(result.points[:-1], colours, strict=True):
-        axes.barh(
-            "stages", point.number("mean_ms"), left=left, color=colour, label=str(point.settings["stage"])
-        )
-        left += point.number("mean_ms")
-    axes.barh("moderate()", result.points[-1].number("mean_ms"), color="#c8d0d9")
-    axes.invert_yaxis()
-    axes.set(xlabel="ms")
-    axes.legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.35))
-    document.figure(drawing, "The stages on end, above the whole request as its caller measures it.")
-    document.environment(result)
-    return document
-
-
 def main(config: StagesConfig) -> int:
     """Measure, print, write; 1 when the stages do not add up."""
     try:
         result = measure(config)
-    except (TargetError, VariantError, CorpusError) as error:
+    except (TargetError, VariantError, CorpusError, ModerationError) as error:
         fail(error)
-    print(text_table(HEADER, rows(result)))
-    print_bars(result.bars)
-    stem = config.out or RESULTS / file_stem(result)
-    data = write_result(result, stem.parent, name=f"{stem.name}.json")
-    print(f"\n{data}\n{page(result).write(stem.parent / f'{stem.name}.html')}")
-    return 1 if result.missed else 0
+    except grpc.RpcError as error:
+        fail(
+            f"the server at {config.url or 'its own address'} did not answer: {error.code().name}: {error.details()}"
+        )
+    except KeyboardInterrupt:
+        fail("interrupted before anything was measured")
+    return finish(result, config.out, text=stages_page.text, page=stages_page.page)
 
 
 if __name__ == "__main__":

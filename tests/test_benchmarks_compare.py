@@ -27,6 +27,7 @@ def _points(rates: dict[str, float], num_rounds: int = 5) -> list[Point]:
             name=NAMES[key],
             images_per_s=[rate * (1 + 0.01 * index) for index in range(num_rounds)],
             latency_ms=[[16000 / rate] * 20] * num_rounds,
+            errors=[0] * num_rounds,
         ).point()
         for key, rate in rates.items()
     ]
@@ -40,6 +41,32 @@ def test_bars_are_ratios_of_the_same_rounds() -> None:
     assert words["ours INT8 ÷ tutorial server, images/s", True] == "miss"
     assert words["ours INT8 ÷ tutorial server, p99 of latency", False] == "miss"
     assert words["ours FP32 ÷ LitServe + ONNX Runtime, images/s", False] == "pass"
+
+
+def test_rounds_with_errors_or_without_answers_are_not_compared() -> None:
+    """A round that failed neither counts nor shifts the others; errors of ours are a missed bar of their own."""
+    points = _points({"c": 12, "g": 21, "h": 66})
+    tutorial = points[0]
+    tutorial.samples["p99_ms"][1] = 0.0  # type: ignore[index]
+    points[1].samples["errors"][0] = 2.0  # type: ignore[index]
+    found = compare_page.paired(points[2], tutorial, "p99_ms")
+    assert found is not None
+    assert found.num_rounds == 4
+    found = compare_page.paired(points[1], tutorial)
+    assert found is not None
+    assert found.num_rounds == 4
+    failed = Measured(key="h", name="ours INT8", images_per_s=[60.0], latency_ms=[[]], errors=[3]).point()
+    assert failed.samples["p99_ms"] == [0.0]
+    missed = [bar for bar in compare_page.bars([tutorial, failed], "jpeg", "resnet50") if not bar.met]
+    assert [bar.name for bar in missed] == ["errors of ours INT8"]
+
+
+def test_a_ratio_around_one_is_called_no_difference() -> None:
+    """Ours at the speed of the best simple server passes its bar, and the verdict says that there is no difference."""
+    points = _points({"d": 60, "h": 60.5})
+    points[1].samples["images_per_s"][2] = 50.0  # type: ignore[index]
+    bar = next(bar for bar in compare_page.bars(points, "jpeg", "resnet50") if not bar.goal)
+    assert bar.verdict == "pass, not significant"
 
 
 def test_other_networks_and_inputs_are_not_judged() -> None:
