@@ -71,8 +71,20 @@ def stage_encoded(target: Path, active: Version, state: State, house: House) -> 
     (target / "1").mkdir(parents=True)
     (target / "1" / "README").write_text(README)
     config = encoded_config(spec=active.spec, serving=state.serving.resolved())
-    set_parameters(config, house.parameters)
     check_target(config, active.target)
+    (target / CONFIG).write_text(to_text(config), encoding="utf-8")
+    _add(target, house)
+
+
+def keep_settings(before: Path, staged: Path, model: str) -> None:
+    """Add what was set by hand in the folder `before` to a staged one that brings no settings of its own."""
+    if serves(staged, model) and house_of(staged, model) == House():
+        _add(staged, house_of(before, model))
+
+
+def _add(target: Path, house: House) -> None:
+    config = read_config(target / CONFIG)
+    set_parameters(config, house.parameters)
     (target / CONFIG).write_text(to_text(config), encoding="utf-8")
     for name, path in house.files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)

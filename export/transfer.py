@@ -14,8 +14,11 @@ from typing import Any
 import fsspec
 
 from export.commit import open_staging
+from export.contents import check_index, check_model, refuse
+from export.encoded import keep_settings
 from export.errors import RepositoryError, TransferError
-from export.repository import STATE, ModelFolder
+from export.repository import STATE
+from export.swap import Swap
 from export.version import sha256_of
 from moderation_client.contract import ENCODED_MODEL_NAME, MODEL_NAME
 
@@ -26,13 +29,14 @@ INDEX_SCHEMA_VERSION = 1
 def push(repository: Path, url: str, *, model: str = MODEL_NAME) -> int:
     """Write the model to `url` (`s3://bucket/path`, `file:///path`, ...); how many files had to be sent.
 
-    Raises TransferError, and then the store still shows what it showed before.
+    Raises TransferError, or RepositoryError for files that are not as published, and then the store still shows what it showed before.
     """
     with open_staging(repository):
-        ModelFolder(repository, model)
+        check_model(repository, model)
         index = {str(path.relative_to(repository)): sha256_of(path) for path in _files(repository, model)}
         if not index:
             raise RepositoryError(f"{repository} holds no model {model!r}; publish one: python -m export RUN")
+        refuse(index, model)
         store, root = _open(url)
         try:
             sent = _send(store, root, repository, index)
@@ -48,19 +52,24 @@ def push(repository: Path, url: str, *, model: str = MODEL_NAME) -> int:
 def pull(url: str, repository: Path) -> int:
     """Bring what `push` wrote into `repository`, checked, in one swap for each model; how many files there are.
 
-    Raises TransferError, and then the repository is as it was.
+    What a platform set by hand for the model that takes encoded files stays, unless the pushed folder has settings of its own.
+    Raises TransferError or RepositoryError, and then the repository is as it was.
     """
     store, root = _open(url)
-    payload = _read_index(store, root, url)
+    model, files = check_index(_read_index(store, root, url))
     with open_staging(repository) as staging:
         stage = staging.new_folder()
-        for relative, digest in payload["files"].items():
+        for relative, digest in files.items():
             _receive(store, root, digest, _inside(stage, relative))
-        ModelFolder(stage, payload["model"])
-        for name in (ENCODED_MODEL_NAME, payload["model"]):
-            if (stage / name).is_dir():
-                staging.commit(stage / name)
-    return len(payload["files"])
+        try:
+            check_model(stage, model)
+        except RepositoryError as error:
+            raise TransferError(f"what {url} holds is not used: {error}") from error
+        if not (stage / model / STATE).is_file():
+            raise TransferError(f"what {url} holds is not used: it has no {model}/{STATE}")
+        keep_settings(repository / ENCODED_MODEL_NAME, stage / ENCODED_MODEL_NAME, model)
+        Swap(staging=staging).apply(stage, model)
+    return len(files)
 
 
 def _files(repository: Path, model: str) -> list[Path]:
@@ -95,11 +104,13 @@ def _send(store: Any, root: str, repository: Path, index: dict[str, str]) -> int
 
 def _read_index(store: Any, root: str, url: str) -> dict[str, Any]:
     try:
-        payload: dict[str, Any] = json.loads(store.cat_file(f"{root}/{INDEX}"))
+        payload = json.loads(store.cat_file(f"{root}/{INDEX}"))
     except FileNotFoundError as error:
         raise TransferError(f"{url} has no {INDEX}: nothing was pushed there, or not to its end") from error
     except (OSError, ValueError) as error:
         raise TransferError(f"{url}/{INDEX} cannot be read: {error}") from error
+    if not isinstance(payload, dict):
+        raise TransferError(f"{url}/{INDEX} is not the index of a push: it holds no object")
     if payload.get("schema_version") != INDEX_SCHEMA_VERSION:
         raise TransferError(
             f"{url}/{INDEX} has schema_version {payload.get('schema_version')!r}, not {INDEX_SCHEMA_VERSION}"
