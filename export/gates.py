@@ -18,7 +18,7 @@ class Limits:
     max_score_shift: float
     """Largest difference of any score of any view, at any batch size."""
     min_agreement: float
-    """Share of test images with the same decision as the reference: under the policy and at every mid-range threshold."""
+    """Share of test images with the same decision as the reference: under the policy, at every mid-range threshold, at any batch size."""
     max_ap_drop: float
     """Largest fall of a label's average precision below the reference's."""
 
@@ -31,6 +31,11 @@ class Limits:
         for where, share in parity.agreement.items():
             if not share >= self.min_agreement:
                 found.append(f"decision agreement {where} {share:.2%} is below {self.min_agreement:.2%}")
+        for batch, share in parity.batch_agreement.items():
+            if not share >= self.min_agreement:
+                found.append(
+                    f"decisions kept at batch {batch} {share:.2%} are below {self.min_agreement:.2%}"
+                )
         for label, drop in parity.ap_drop.items():
             if not drop <= self.max_ap_drop:
                 found.append(

@@ -88,7 +88,7 @@ class _Bench:
     def try_settings(self, settings: Int8Settings) -> Trial:
         """Quantize, score, compare; remembered in `trials`."""
         self._quantizer.write(self._file, settings)
-        parity = compare(self._source, self._split, self._reference, self._scores(self._file), {})
+        parity = compare(self._source, self._split, self._reference, self._scores(self._file), ())
         trial = Trial(settings=settings, agreement=parity.min_agreement, mean_shift=parity.shift.mean)
         self.trials.append(trial)
         return trial

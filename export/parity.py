@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,19 @@ class Worst:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AtBatch:
+    """How a variant scores at one batch size."""
+
+    batch: int
+    num_views: int
+    shift: float
+    """Largest difference of any score to the reference's."""
+    agreement: float
+    """Share of views that this batch size costs no decision, under the policy where that is worst: the decision is the reference's,
+    or it is not the reference's at the largest batch either, which is counted there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """Every figure of one variant."""
 
@@ -60,6 +73,8 @@ class Parity:
     shift: Shift
     batch_shift: Mapping[str, float]
     """Batch size -> largest score difference to the reference at that batch size."""
+    batch_agreement: Mapping[str, float]
+    """Batch size -> share of views whose decision is not lost at that batch size (`AtBatch`)."""
     agreement: Mapping[str, float]
     """`under the policy`, `at threshold 0.5`, ... -> share of images with the same decision."""
     disagreements: Mapping[str, int]
@@ -84,8 +99,20 @@ class Parity:
         return {**dataclasses.asdict(self), "ap_drop": self.ap_drop, "shift_bins": list(SHIFT_BINS)}
 
 
+def compare_batch(source: Source, batch: int, reference: Scores, largest: Scores, scores: Scores) -> AtBatch:
+    """Compare scores of the same views at one batch size with the reference's and those at the largest; float32 [N, num_labels]."""
+    kept = []
+    for policy in policies(source).values():
+        wanted = decisions(policy, reference)
+        kept.append(
+            float(((decisions(policy, scores) == wanted) | (decisions(policy, largest) != wanted)).mean())
+        )
+    shift = float(np.nan_to_num(np.abs(scores - reference), nan=np.inf).max())
+    return AtBatch(batch=batch, num_views=len(scores), shift=shift, agreement=min(kept))
+
+
 def compare(
-    source: Source, split: Split, reference: Scores, variant: Scores, batch_shift: Mapping[int, float]
+    source: Source, split: Split, reference: Scores, variant: Scores, at_batch: Sequence[AtBatch]
 ) -> Parity:
     """Compare scores of views, both float32 [num_views, num_labels]."""
     labels = source.spec.labels
@@ -96,7 +123,8 @@ def compare(
         num_images=split.num_images,
         num_views=len(split.pixels),
         shift=_shift(np.abs(variant - reference)),
-        batch_shift={str(batch): value for batch, value in batch_shift.items()},
+        batch_shift={str(each.batch): each.shift for each in at_batch},
+        batch_agreement={str(each.batch): each.agreement for each in at_batch},
         agreement={where: float(equal.mean()) for where, equal in same.items()},
         disagreements={where: int((~equal).sum()) for where, equal in same.items()},
         ap_reference=ap[0],

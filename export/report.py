@@ -74,6 +74,9 @@ def _figures(built: Sequence[Built], config: VariantConfig) -> str:
     rows.append(("gate", *("passed" if each.passed else "FAILED" for each in built)))
     for where in built[0].parity.agreement:
         rows.append((f"decisions agree {where}", *(_share(each, where) for each in built)))
+    for batch in built[0].parity.batch_agreement:
+        cells = (f"{each.parity.batch_agreement[batch]:.2%}" for each in built)
+        rows.append((f"decisions kept at batch {batch}", *cells))
     rows.append(
         ("needed: at least", *(f"{config.gates.of(each.variant).min_agreement:.2%}" for each in built))
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,14 +16,17 @@ from export.errors import GateError
 from export.fp16 import write_fp16
 from export.gates import Gates, Variant
 from export.int8_search import SearchConfig, search_int8
-from export.parity import Parity, compare
+from export.parity import Parity, compare, compare_batch
 from export.releases import Release
-from export.source import Scores, Source
+from export.source import Pixels, Scores, Source
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 FILE_NAMES: dict[Variant, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 """Where each variant lies in a version's folder."""
 NUM_SMALL_BATCH_VIEWS = 32
-"""Views that are scored one by one and in pairs; at the largest batch it is all of them."""
+"""Views, spread over the test split, that are scored one by one and in pairs; at the largest batch it is all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +108,18 @@ def _measure(
 ) -> Built:
     split = source.images.test
     opened = session.open_session(path)
-    scores = session.run(opened, split.pixels, batch=config.max_batch_size)
-    small = split.pixels[:NUM_SMALL_BATCH_VIEWS]
-    batch_shift = {
-        batch: _max_difference(session.run(opened, small, batch=batch), reference[: len(small)])
-        for batch in sorted({1, min(2, config.max_batch_size)})
+    largest = config.max_batch_size
+    scores = _at_batch(opened, split.pixels, largest)
+    chosen = np.unique(np.linspace(0, len(split.pixels) - 1, NUM_SMALL_BATCH_VIEWS).astype(int))
+    small = {
+        batch: _at_batch(opened, split.pixels[chosen], batch) for batch in {1, min(2, largest)} - {largest}
     }
-    batch_shift[config.max_batch_size] = _max_difference(scores, reference)
-    parity = compare(source, split, reference, scores, batch_shift)
+    at_batch = [compare_batch(source, largest, reference, scores, scores)]
+    at_batch += [
+        compare_batch(source, batch, reference[chosen], scores[chosen], found)
+        for batch, found in small.items()
+    ]
+    parity = compare(source, split, reference, scores, sorted(at_batch, key=lambda each: each.batch))
     failures = config.gates.of(variant).failures(parity)
     say(
         f"{variant}: largest score shift {parity.shift.max:.2g}, decisions agree on "
@@ -123,8 +130,15 @@ def _measure(
     return Built(variant=variant, path=path, parity=parity, failures=failures, time_ms=time_ms, notes=notes)
 
 
-def _max_difference(ours: Scores, theirs: Scores) -> float:
-    return float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max())
+def _at_batch(opened: onnxruntime.InferenceSession, pixels: Pixels, batch: int) -> Scores:
+    """Score views in batches of exactly `batch`: the last one is filled up with views that were shown already."""
+    whole = len(pixels) - len(pixels) % batch
+    parts = [session.run(opened, pixels[:whole], batch=batch)] if whole else []
+    rest = pixels[whole:]
+    if len(rest):
+        filled = np.resize(rest, (batch, *rest.shape[1:]))
+        parts.append(session.run(opened, filled, batch=batch)[: len(rest)])
+    return np.concatenate(parts)
 
 
 def published(built: Sequence[Built]) -> list[Built]:
