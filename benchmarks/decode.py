@@ -25,11 +25,12 @@ import tyro
 from PIL import Image
 
 from benchmarks.corpus import photograph
+from benchmarks.ending import finish
 from benchmarks.environment import ROOT
 from benchmarks.pillow_images import FetchError, pillow_images
 from benchmarks.report import Page, text_table
-from benchmarks.results import Bar, Point, Result, Scalar, file_stem, make_result, write_result
-from benchmarks.subject import fail, print_bars
+from benchmarks.results import Bar, Point, Result, Scalar, make_result
+from benchmarks.subject import fail
 from moderation_client import ImageSpec, InvalidImageError
 from moderation_client.images import decode
 
@@ -37,6 +38,8 @@ RESULTS = Path("runs/benchmarks")
 SPEC = ImageSpec()
 WIDTH, HEIGHT = 4000, 3000
 """12 megapixels."""
+NUM_SCALES = 4
+"""Baseline and progressive, each at two qualities."""
 CHILD = "from benchmarks.decode import measure_files; import sys; measure_files(sys.argv[1:])"
 
 
@@ -154,18 +157,35 @@ def in_child(what: str, paths: list[Path]) -> list[Point]:
 
 
 def measure(config: DecodeConfig) -> Result:
-    """Measure everything. Raises FetchError when Pillow's images are not to be had."""
+    """Measure everything; Ctrl-C keeps what there is. Raises FetchError when Pillow's images are not to be had."""
     started_at = datetime.datetime.now(datetime.timezone.utc)
     files = sorted(path for path in pillow_images(config.folder).rglob("*") if path.is_file())
-    scales = [
-        compare_scales(config, quality, progressive=progressive)
-        for progressive in (False, True)
-        for quality in (config.quality, config.high_quality)
+    points: list[Point] = []
+    interrupted = False
+    try:
+        for progressive in (False, True):
+            for quality in (config.quality, config.high_quality):
+                points.append(compare_scales(config, quality, progressive=progressive))
+        points += in_child("bomb", write_bombs(config.folder / "bombs"))
+        points += in_child("pillow", files)
+    except KeyboardInterrupt:
+        interrupted = True
+    return make_result(
+        "decode", config, points, bars=bars(points), started_at=started_at, interrupted=interrupted
+    )
+
+
+def bars(points: list[Point]) -> list[Bar]:
+    """Judge what was measured."""
+    scales, bombs, images = (
+        [point for point in points if point.settings["what"] == what]
+        for what in ("reduced scale", "bomb", "pillow")
+    )
+    return [
+        *(scale_bars(scales) if len(scales) == NUM_SCALES else []),
+        *(bomb_bars(bombs) if bombs else []),
+        *(image_bars(images) if images else []),
     ]
-    bombs = in_child("bomb", write_bombs(config.folder / "bombs"))
-    images = in_child("pillow", files)
-    bars = [*scale_bars(scales), *bomb_bars(bombs), *image_bars(images)]
-    return make_result("decode", config, [*scales, *bombs, *images], bars=bars, started_at=started_at)
 
 
 def _bar(name: str, measured: float, limit: float, **more: Any) -> Bar:
@@ -243,6 +263,11 @@ def file_rows(result: Result, num_files: int = 8) -> list[list[str]]:
     ]
 
 
+def text(result: Result) -> str:
+    """Give everything that is printed."""
+    return "\n\n".join([text_table(HEADER, rows(result)), text_table(FILE_HEADER, file_rows(result))])
+
+
 def page(result: Result) -> Page:
     """Build the HTML page."""
     document = Page("What decoding costs", "CPU time on one thread; memory as growth of the high-water mark.")
@@ -261,12 +286,7 @@ def main(config: DecodeConfig) -> int:
         result = measure(config)
     except FetchError as error:
         fail(error)
-    print(text_table(HEADER, rows(result)), text_table(FILE_HEADER, file_rows(result)), sep="\n\n")
-    print_bars(result.bars)
-    stem = config.out or RESULTS / file_stem(result)
-    data = write_result(result, stem.parent, name=f"{stem.name}.json")
-    print(f"\n{data}\n{page(result).write(stem.parent / f'{stem.name}.html')}")
-    return 1 if result.missed else 0
+    return finish(result, config.out, text=text, page=page)
 
 
 if __name__ == "__main__":

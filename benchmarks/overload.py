@@ -23,9 +23,11 @@ import tyro
 
 from benchmarks import overload_page
 from benchmarks.environment import capture_environment
+from benchmarks.load import Job, Schedule, run_closed
 from benchmarks.machine import own_bytes
-from benchmarks.overload_load import Sent, message, offer_there, peak_per_s
+from benchmarks.overload_load import Sent, message, offer_there
 from benchmarks.results import Bar, Point, Scalar, file_stem, make_result, write_result
+from benchmarks.senders import Route
 from benchmarks.serving import Running, Settings, serving
 from benchmarks.stats import percentile
 from benchmarks.target import Target
@@ -48,6 +50,8 @@ class OverloadConfig:
     """ONNX file to serve; a slow one leaves more of a shared machine to the server than to what sends the requests."""
     queue_timeout_ms: float = 500.0
     """How long a request may wait in the server."""
+    slo_ms: float = 500.0
+    """An answer that takes longer, counted from due, is none for the goodput; p99 of what is accepted may be twice as much."""
     max_queue_size: int = 32
     """How many may wait."""
     max_batch_size: int = 8
@@ -66,6 +70,11 @@ class OverloadConfig:
     deadline_s: float = 10.0
     out: Path = Path("benchmarks/results")
     """Folder for the JSON; the page goes to runs/benchmarks."""
+
+    @property
+    def num_callers(self) -> int:
+        """Callers that fill every instance twice over, and not the queue: the peak is what they get."""
+        return min(2 * self.num_instances * self.max_batch_size, self.max_queue_size)
 
     @property
     def settings(self) -> Settings:
@@ -130,6 +139,19 @@ def _samples(sent: Sequence[Sent], memory: Sequence[float]) -> dict[str, list[fl
     }
 
 
+def peak_per_s(url: str, content: bytes, config: OverloadConfig) -> float:
+    """Answers a second to callers who ask again as soon as they are answered; they have a process of their own."""
+    job = Job(
+        route=Route(via="wire", url=url, timeout_s=config.deadline_s),
+        requests=[content],
+        images_per_request=1,
+        concurrency=config.num_callers,
+        schedule=Schedule(warmup_s=1.0, window_s=3.0, max_windows=3),
+    )
+    with Worker() as worker:
+        return worker.call(run_closed, job).images_per_s
+
+
 def measure_overload(
     running: Running, content: bytes, config: OverloadConfig, capacity_per_s: float
 ) -> Point:
@@ -151,10 +173,12 @@ def _figures(sent: Sequence[Sent], used: Sequence[float], config: OverloadConfig
     settled = used[int(begun_s + SETTLED_S) : int(end_s)]
     during = _window(sent, begun_s, end_s)
     answered = [each for each in sent if not each.error and begun_s + 1.0 <= each.done_s < end_s]
+    good = [each for each in answered if each.latency_ms <= config.slo_ms]
     before_ms = _p99(_window(sent, 1.0, begun_s)) or 0.0
     errors = sorted({each.error for each in during if each.error})
     return {
-        "goodput_per_s": len(answered) / (config.overload_s - 1.0),
+        "goodput_per_s": len(good) / (config.overload_s - 1.0),
+        "answered_per_s": len(answered) / (config.overload_s - 1.0),
         "begun_s": begun_s,
         "end_s": end_s,
         "p99_before_ms": before_ms,
@@ -204,12 +228,17 @@ def bars_of(rounds: Sequence[Point], mixed: Point, config: OverloadConfig) -> li
     normal_s = max(each.number("normal_after_s") for each in rounds)
     lost = mixed.number("interactive_refused") / max(1.0, mixed.number("interactive_asked"))
     at_most = {
-        "p99 of accepted requests, ms": (p99_ms, 2 * config.queue_timeout_ms),
+        "p99 of accepted requests, ms": (p99_ms, 2 * config.slo_ms),
         "growth of the server's memory after 5 s, MiB": (growth_mb, 16.0),
         "s until normal after the end": (normal_s, 1.0),
         "share of interactive requests refused beside a backfill": (lost, 0.0),
     }
-    first = Bar(name="goodput at the overload ÷ peak", measured=share, limit=0.9, sense="at_least")
+    first = Bar(
+        name=f"answers within {config.slo_ms:g} ms at the overload ÷ peak",
+        measured=share,
+        limit=0.9,
+        sense="at_least",
+    )
     others = [
         Bar(name=name, measured=value, limit=limit, sense="at_most")
         for name, (value, limit) in at_most.items()
@@ -231,7 +260,7 @@ def main() -> int:
         content = message(pixels, INTERACTIVE)
         points = []
         for _ in range(config.num_rounds):
-            capacity = peak_per_s(running.address.url, content)
+            capacity = peak_per_s(running.address.url, content, config)
             points.append(measure_overload(running, content, config, capacity))
         mixed = measure_priority(running, pixels, config, capacity)
     bars = bars_of(points, mixed, config)

@@ -76,27 +76,3 @@ def offer_there(
 ) -> list[Sent]:
     """Do the same in a worker's process."""
     return offer(url, content, phases, deadline_s=deadline_s, seed=len(content))
-
-
-def peak_per_s(url: str, content: bytes, *, num_callers: int = 8, seconds: float = 10.0) -> float:
-    """Answers a second to callers who ask again as soon as they are answered."""
-    stop, done = threading.Event(), [0] * num_callers
-
-    def ask(index: int) -> None:
-        with grpc.insecure_channel(url, options=UNLIMITED) as channel:
-            call = unary(channel)
-            while not stop.is_set():
-                call(content, timeout=30.0)
-                done[index] += 1
-
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(num_callers)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1.0)
-    before, began = sum(done), time.perf_counter()
-    time.sleep(seconds)
-    found = (sum(done) - before) / (time.perf_counter() - began)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    return found

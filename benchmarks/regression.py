@@ -1,13 +1,14 @@
 """Whether B is slower than A: `python benchmarks/regression.py A.json B.json` exits with 1 on a significant slowdown beyond the bound.
 
 Points with the same settings are compared. A slowdown counts when the whole interval lies beyond the bound, so that noise does not fail a build. On
-another machine only ratios to the in-process ceiling of the same run are compared: times of different machines mean nothing.
+another machine only ratios to the in-process ceiling of the same run are compared: times of different machines mean nothing. Such ratios are kept in
+benchmarks/baseline.json: `python benchmarks/regression.py --baseline benchmarks/baseline.json B.json`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,21 +16,25 @@ import tyro
 
 from benchmarks.report import text_table
 from benchmarks.results import Point, Result, ResultError, read_result
-from benchmarks.stats import Interval, percentile_of, ratio_of_statistics
+from benchmarks.stats import Interval, median_interval, percentile_of, ratio_of_statistics
 from benchmarks.subject import fail
 
 MIN_SAMPLES = 5
-PERCENTS = (50, 99)
+PERCENTS = {50: 10, 99: 200}
+"""Percentile -> samples that it needs: p99 of a hundred is their second-largest."""
+BASELINE_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionConfig:
-    """Compare two results of the same benchmark."""
+    """Compare two results of the same benchmark, or one result with ratios that are kept."""
 
     before: tyro.conf.Positional[Path]
-    """Baseline."""
-    after: tyro.conf.Positional[Path]
+    """Result to compare with; with --baseline the one that must not be slower."""
+    after: tyro.conf.Positional[Path | None] = None
     """What must not be slower."""
+    baseline: Path | None = None
+    """JSON file of ratios to the in-process ceiling, which hold on any machine of a kind."""
     bound: float = 0.1
     """Slowdown that is tolerated: 0.1 is ten percent."""
 
@@ -37,6 +42,8 @@ class RegressionConfig:
         """Check the values. Raises ValueError."""
         if not 0 <= self.bound < 1:
             raise ValueError(f"--bound must be 0 to 1, got {self.bound}")
+        if (self.after is None) == (self.baseline is None):
+            raise ValueError("give two results, or --baseline and one result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +64,36 @@ class Finding:
         return "slower, within the bound" if self.slowdown.low > 1 else "not significant"
 
 
-def key(point: Point) -> str:
-    """What makes a point the same in two files."""
-    return json.dumps(
-        {name: value for name, value in point.settings.items() if value is not None}, sort_keys=True
-    )
+def key(point: Point) -> str | None:
+    """What makes a point the same in two files; None for one that no other run has.
+
+    The rate that a search tries follows from the speed of that run; an overload is known by its multiple of the capacity.
+    """
+    settings = {name: value for name, value in point.settings.items() if value is not None}
+    if settings.get("phase") == "search":
+        return None
+    if settings.get("phase") == "overload":
+        settings.pop("offered_per_s", None)
+    return json.dumps(settings, sort_keys=True)
+
+
+def grouped(result: Result) -> dict[str, Point]:
+    """One point a key: rounds of the same thing are joined, their goodput a sample a round."""
+    groups: dict[str, list[Point]] = {}
+    for point in result.points:
+        name = key(point)
+        if name is not None and point.settings.get("kind") != "in process" and point.valid:
+            groups.setdefault(name, []).append(point)
+    return {name: _joined(points) for name, points in groups.items()}
+
+
+def _joined(points: list[Point]) -> Point:
+    names = {name for point in points for name in point.samples}
+    samples = {name: [value for point in points for value in point.samples.get(name, ())] for name in names}
+    if all("goodput_per_s" in point.values for point in points):
+        samples["goodput_per_s"] = [point.number("goodput_per_s") for point in points]
+    settings = {name: value for name, value in points[0].settings.items() if name != "offered_per_s"}
+    return Point(settings=settings if len(points) > 1 else points[0].settings, samples=samples)
 
 
 def ceiling(result: Result) -> list[float] | None:
@@ -93,37 +125,69 @@ def compare(before: Result, after: Result, bound: float) -> Iterator[Finding]:
 
 def compare_times(before: Result, after: Result, bound: float) -> Iterator[Finding]:
     """Compare latencies and rates of points with the same settings."""
-    old = {key(point): point for point in before.points}
-    for point in after.points:
-        match = old.get(key(point))
-        if match is None or point.settings.get("kind") == "in process":
-            continue
-        name = ", ".join(f"{name} {value}" for name, value in point.settings.items() if value is not None)
-        for percent in PERCENTS:
-            first, second = (each.samples.get("latency_ms", ()) for each in (match, point))
-            if min(len(first), len(second)) >= MIN_SAMPLES:
+    old, new = grouped(before), grouped(after)
+    for name in [name for name in new if name in old]:
+        words = ", ".join(
+            f"{each} {value}" for each, value in new[name].settings.items() if value is not None
+        )
+        first, second = ([*point.samples.get("latency_ms", ())] for point in (old[name], new[name]))
+        for percent, needed in PERCENTS.items():
+            if min(len(first), len(second)) >= needed:
                 slowdown = ratio_of_statistics(second, first, percentile_of(percent))
-                yield Finding(what=f"{name}: p{percent}", slowdown=slowdown, bound=bound)
-        first, second = (each.samples.get("images_per_s", ()) for each in (match, point))
-        if min(len(first), len(second)) >= MIN_SAMPLES:
-            slowdown = ratio_of_statistics(first, second, percentile_of(50))
-            yield Finding(what=f"{name}: 1 ÷ images/s", slowdown=slowdown, bound=bound)
+                yield Finding(what=f"{words}: p{percent}", slowdown=slowdown, bound=bound)
+        for rate in ("images_per_s", "goodput_per_s"):
+            first, second = ([*point.samples.get(rate, ())] for point in (old[name], new[name]))
+            if min(len(first), len(second)) >= MIN_SAMPLES and min(*first, *second) > 0:
+                slowdown = ratio_of_statistics(first, second, percentile_of(50))
+                yield Finding(what=f"{words}: 1 ÷ {rate}", slowdown=slowdown, bound=bound)
+
+
+def read_baseline(path: Path) -> Mapping[str, float]:
+    """Name of a ratio -> its value. Raises ResultError."""
+    try:
+        payload = json.loads(path.read_text(encoding="utf-8"))
+        if payload["schema_version"] != BASELINE_VERSION:
+            raise ResultError(f"{path} has schema_version {payload['schema_version']!r}")
+        return {str(name): float(value) for name, value in payload["ratios"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultError(f"{path} is no baseline: {error!r}") from error
+
+
+def against_baseline(path: Path, result: Result, bound: float) -> Iterator[Finding]:
+    """Compare the ratio to the ceiling with the one that is kept. Raises ResultError when either is missing."""
+    kept, found = read_baseline(path), relative(result)
+    if not found or "served" not in kept:
+        raise ResultError(
+            f"{path} is compared with a result of `latency.py --in-process`: there is no such ratio"
+        )
+    spread = median_interval([kept["served"] / each for each in found])
+    yield Finding(what="served ÷ in-process throughput", slowdown=spread, bound=bound)
+
+
+def findings(config: RegressionConfig) -> list[Finding]:
+    """Compare as asked. Raises ResultError when nothing can be."""
+    before = read_result(config.before)
+    if config.baseline is not None:
+        return list(against_baseline(config.baseline, before, config.bound))
+    assert config.after is not None
+    after = read_result(config.after)
+    if before.benchmark != after.benchmark:
+        raise ResultError(
+            f"{config.before} is of {before.benchmark!r}, {config.after} of {after.benchmark!r}"
+        )
+    found = list(compare(before, after, config.bound))
+    if not found:
+        raise ResultError(
+            "nothing to compare: other settings, another machine, or fewer than "
+            f"{MIN_SAMPLES} samples; across machines only results of `latency.py --in-process` can be compared"
+        )
+    return found
 
 
 def main(config: RegressionConfig) -> int:
     """Print what changed; 1 when anything is significantly slower beyond the bound, 2 when nothing can be compared."""
     try:
-        before, after = read_result(config.before), read_result(config.after)
-        if before.benchmark != after.benchmark:
-            raise ResultError(
-                f"{config.before} is of {before.benchmark!r}, {config.after} of {after.benchmark!r}"
-            )
-        findings = list(compare(before, after, config.bound))
-        if not findings:
-            raise ResultError(
-                "nothing to compare: other settings, another machine, or fewer than "
-                f"{MIN_SAMPLES} samples; across machines only results of `latency.py --in-process` can be compared"
-            )
+        found = findings(config)
     except ResultError as error:
         fail(error)
     rows = [
@@ -133,11 +197,11 @@ def main(config: RegressionConfig) -> int:
             f"{each.slowdown.low:.3f} - {each.slowdown.high:.3f}",
             each.word,
         ]
-        for each in findings
+        for each in found
     ]
     print(text_table(("what", "B ÷ A (above 1: slower)", "interval", "verdict"), rows))
-    slower = [each for each in findings if each.word == "SLOWER"]
-    print(f"\n{len(slower)} of {len(findings)} slower by more than {config.bound:.0%}")
+    slower = [each for each in found if each.word == "SLOWER"]
+    print(f"\n{len(slower)} of {len(found)} slower by more than {config.bound:.0%}")
     return 1 if slower else 0
 
 

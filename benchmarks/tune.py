@@ -1,39 +1,38 @@
 """Find the server's settings by measurement: `python benchmarks/tune.py model_repository --slo-p99-ms 50` writes the winner through export.
 
 Searches instances x threads x largest batch x queue delay with the real server and the project's load generator, each candidate in a short
-closed loop; the best ones and the repository's own settings are then measured again in interleaved rounds, because the fastest of many short runs is
-partly the luckiest. Resumable: what was measured is kept beside the page and not measured again.
+closed loop; the best ones and the repository's own settings are then started together and measured again in interleaved rounds, because the fastest
+of many short runs is partly the luckiest. What is written is within the SLO and at least as good as what was there. An interrupted search goes on where it was.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import datetime
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
 
 from benchmarks import tune_page
 from benchmarks.corpus import load_files
-from benchmarks.environment import capture_environment, cpu_quota, sha256_of
-from benchmarks.load import LoadReport, Schedule, run_closed
-from benchmarks.payloads import Payloads
-from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
-from benchmarks.senders import Route
-from benchmarks.serving import Settings, VariantError, model_file, read_config, serving
-from benchmarks.stats import percentile, ratio
-from benchmarks.subject import end_cleanly_on_sigterm, fail, inspect, print_bars
+from benchmarks.counters import TargetError
+from benchmarks.ending import finish
+from benchmarks.environment import capture_environment, cpu_quota, num_cores, sha256_of
+from benchmarks.results import Bar, Point, Result, make_result
+from benchmarks.serving import Running, Settings, VariantError, config_path, model_file, read_config, serving
+from benchmarks.stats import median_interval, ratio
+from benchmarks.subject import end_cleanly_on_sigterm, fail
+from benchmarks.tune_trials import Figures, Goal, Load, Trials, median_figures
 from benchmarks.worker import Interrupted, Worker, WorkerError
 from export.errors import ExportError
+from moderation_client.contract import MODEL_NAME
 
 RESULTS = Path("runs/benchmarks")
 INTRA_OP = "intra_op_thread_count"
-Goal = Literal["throughput", "latency"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,8 @@ class TuneConfig:
     """Rounds of the final."""
     budget_s: float = 600.0
     """The search stops after so long; the final is always run."""
-    write: bool = False
-    """Write the winner into the repository through `export`."""
+    write: bool = True
+    """Write the winner into the repository through `export`, when it holds the SLO and is at least as good as what is there."""
     out: Path | None = None
     """Where to write, without ending; by default runs/benchmarks/<date>_<commit>_<machine>_tune."""
 
@@ -74,6 +73,9 @@ class TuneConfig:
     def num_callers(self) -> int:
         """Callers that a candidate is measured with."""
         return self.callers if self.goal == "throughput" else 1
+
+
+Rounds = dict[Settings, list[Figures]]
 
 
 def candidates(config: TuneConfig, num_cores: int) -> list[Settings]:
@@ -109,166 +111,168 @@ def own_settings(config: TuneConfig) -> Settings:
     )
 
 
-@dataclass(kw_only=True)
-class Trials:
-    """What was measured, by settings; kept in a file so that a search can be taken up again."""
-
-    path: Path
-    stamp: str
-    """Hash of model and options: measurements of something else are not taken up."""
-    known: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def open(cls, path: Path, stamp: str) -> Trials:
-        """Read what an earlier search left, if it was of the same thing."""
-        try:
-            payload = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            payload = {}
-        return cls(
-            path=path, stamp=stamp, known=payload.get("known", {}) if payload.get("stamp") == stamp else {}
-        )
-
-    def add(self, settings: Settings, figures: dict[str, float]) -> None:
-        """Remember, at once on disk."""
-        self.known[str(settings)] = figures
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps({"stamp": self.stamp, "known": self.known}), encoding="utf-8")
-        part.replace(self.path)
-
-
-def run_settings(config: TuneConfig, settings: Settings, load: Worker, files: list[bytes]) -> LoadReport:
-    """Start the server with these settings and measure. Raises VariantError."""
-    with serving(config.repository, settings) as running:
-        subject = inspect(running.address, running.pids, "started here")
-        schedule = Schedule(warmup_s=1.0, window_s=config.slice_s / 3, max_windows=3)
-        route = Route(via="wire", url=running.address.url)
-        payloads = Payloads(subject=subject, route=route, files=files, schedule=schedule)
-        return load.call(run_closed, payloads.job("pixels", 1, config.num_callers))
-
-
-def figures_of(report: LoadReport) -> dict[str, float]:
-    """What candidates are ranked by."""
-    known = bool(report.latency_ms)
-    mean_batch = report.statistics.mean_batch if report.statistics else None
-    return {
-        "images_per_s": report.images_per_s,
-        "p50_ms": percentile(report.latency_ms, 50) if known else 1e9,
-        "p99_ms": percentile(report.latency_ms, 99) if known else 1e9,
-        "mean_batch": mean_batch or 0.0,
-    }
-
-
-def rank(config: TuneConfig, figures: dict[str, float]) -> tuple[bool, float]:
+def rank(config: TuneConfig, figures: Figures) -> tuple[bool, float]:
     """Larger is better: within the SLO first, then what the goal asks for."""
-    within = config.slo_p99_ms is None or figures["p99_ms"] <= config.slo_p99_ms
-    return within, figures["images_per_s"] if config.goal == "throughput" else -figures["p50_ms"]
+    return within_slo(config, figures), figures["images_per_s"] if config.goal == "throughput" else -figures[
+        "p50_ms"
+    ]
 
 
-def search(config: TuneConfig, trials: Trials, load: Worker, files: list[bytes]) -> list[Settings]:
-    """Measure every candidate once, within the budget; the best ones."""
+def within_slo(config: TuneConfig, figures: Figures) -> bool:
+    """Whether the p99 is what was asked for, if anything was."""
+    return config.slo_p99_ms is None or figures["p99_ms"] <= config.slo_p99_ms
+
+
+def search(config: TuneConfig, trials: Trials, load: Load) -> list[Settings]:
+    """Measure every candidate once, within the budget; the best ones. One that does not start is noted and left out."""
     deadline = time.monotonic() + config.budget_s
-    everything = candidates(config, max(1, int(cpu_quota())))
+    everything = candidates(config, num_cores())
     for settings in tqdm(everything, desc="candidates", disable=None):
-        if str(settings) not in trials.known and time.monotonic() < deadline:
-            trials.add(settings, figures_of(run_settings(config, settings, load, files)))
+        if str(settings) in trials.known or time.monotonic() >= deadline:
+            continue
+        try:
+            with serving(config.repository, settings) as running:
+                trials.add(settings, load.measure(running))
+        except (VariantError, TargetError) as error:
+            trials.failed[str(settings)] = str(error)
     measured = [each for each in everything if str(each) in trials.known]
     measured.sort(key=lambda each: rank(config, trials.known[str(each)]), reverse=True)
     return measured[: config.num_finalists]
 
 
-def final(
-    config: TuneConfig, finalists: list[Settings], load: Worker, files: list[bytes]
-) -> dict[Settings, list[dict[str, float]]]:
-    """Measure finalists and the repository's own settings again, in interleaved rounds."""
-    own = own_settings(config)
-    entrants = list(dict.fromkeys([own, *finalists]))
-    rounds: dict[Settings, list[dict[str, float]]] = {each: [] for each in entrants}
-    for index in tqdm(range(config.num_rounds), desc="final", disable=None):
-        for settings in entrants[index % len(entrants) :] + entrants[: index % len(entrants)]:
-            rounds[settings].append(figures_of(run_settings(config, settings, load, files)))
+def final(config: TuneConfig, entrants: list[Settings], trials: Trials, load: Load) -> Rounds:
+    """Measure finalists and the repository's own settings in interleaved rounds, all of them running: who is not asked does nothing."""
+    running: dict[Settings, Running] = {}
+    with contextlib.ExitStack() as servers:
+        for settings in entrants:
+            try:
+                running[settings] = servers.enter_context(serving(config.repository, settings))
+            except VariantError as error:
+                trials.failed[str(settings)] = str(error)
+        if not running:
+            raise VariantError("no candidate started: " + "; ".join(trials.failed.values()))
+        rounds: Rounds = {each: [] for each in running}
+        order = list(running)
+        for index in tqdm(range(config.num_rounds), desc="final", disable=None):
+            for settings in order[index % len(order) :] + order[: index % len(order)]:
+                rounds[settings].append(load.measure(running[settings]))
     return rounds
 
 
-def median_figures(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """Median of each figure over the rounds."""
-    return {name: percentile([each[name] for each in rounds], 50) for name in rounds[0]}
-
-
-def measure(config: TuneConfig, trials: Trials) -> tuple[Result, Settings]:
-    """Search, run the final, name the winner. Raises VariantError, TargetError or WorkerError."""
+def measure(config: TuneConfig, trials: Trials) -> tuple[Result, Settings, str | None]:
+    """Search, run the final; the result, the winner, and why it must not be written. Raises VariantError, TargetError or WorkerError."""
     started_at = datetime.datetime.now(datetime.timezone.utc)
-    files = load_files(None, num_images=16)
-    model = {"file_sha256": sha256_of(model_file(config.repository, config.file))}
-    environment = capture_environment(model=model)
-    with Worker() as load:
-        rounds = final(config, search(config, trials, load, files), load, files)
+    file = model_file(config.repository, config.file)
+    environment = capture_environment(model={"file": file.name, "file_sha256": sha256_of(file)})
     own = own_settings(config)
+    with Worker() as worker:
+        files = load_files(None, num_images=16)
+        load = Load(worker=worker, files=files, num_callers=config.num_callers, slice_s=config.slice_s)
+        best = search(config, trials, load)
+        rounds = final(config, list(dict.fromkeys([own, *best])), trials, load)
     winner = max(rounds, key=lambda each: rank(config, median_figures(rounds[each])))
     points = [
         Point(settings={"phase": "search", "settings": name}, values=dict(figures))
         for name, figures in trials.known.items()
     ]
-    points += final_points(rounds, own, winner)
-    bars = [against_own(config, rounds[winner], rounds[own])]
-    return make_result(
-        "tune", config, points, bars=bars, environment=environment, started_at=started_at
-    ), winner
-
-
-def final_points(
-    rounds: dict[Settings, list[dict[str, float]]], own: Settings, winner: Settings
-) -> list[Point]:
-    """Give one point an entrant of the final."""
-    return [
-        Point(
-            settings={"phase": "final", "settings": str(each), "own": each == own, "winner": each == winner},
-            samples={name: [figures[name] for figures in measured] for name in measured[0]},
-            values=dict(median_figures(measured)),
-        )
-        for each, measured in rounds.items()
+    points += tune_page.final_points(rounds, own, winner)
+    points += [
+        Point(settings={"phase": "failed", "settings": name}, valid=False, notes=(reason,))
+        for name, reason in trials.failed.items()
     ]
+    bars = judge(config, rounds, winner, own)
+    reason = why_not(config, rounds, winner, own)
+    return (
+        make_result("tune", config, points, bars=bars, environment=environment, started_at=started_at),
+        winner,
+        reason,
+    )
 
 
-def against_own(config: TuneConfig, winner: list[dict[str, float]], own: list[dict[str, float]]) -> Bar:
-    """Judge whether the winner is at least as good as what the repository has, by the final's rounds."""
+def judge(config: TuneConfig, rounds: Rounds, winner: Settings, own: Settings) -> list[Bar]:
+    """Judge the SLO, and whether the winner is at least as good as what the repository has, by the final's rounds."""
+    bars = []
+    if config.slo_p99_ms is not None:
+        tail = median_interval([each["p99_ms"] for each in rounds[winner]])
+        bars.append(
+            Bar(
+                name=f"p99 of the winner, {config.num_callers} callers, ms",
+                measured=tail.value,
+                low=tail.low,
+                high=tail.high,
+                limit=config.slo_p99_ms,
+                sense="at_most",
+            )
+        )
+    if own in rounds:
+        bars.append(against_own(config, rounds[winner], rounds[own]))
+    return bars
+
+
+def against_own(config: TuneConfig, winner: list[Figures], own: list[Figures]) -> Bar:
+    """Judge whether the winner is at least as good as what the repository has."""
     if config.goal == "throughput":
         found = ratio([each["images_per_s"] for each in winner], [each["images_per_s"] for each in own])
         name = "winner ÷ the repository's own settings, images/s"
     else:
         found = ratio([each["p50_ms"] for each in own], [each["p50_ms"] for each in winner])
         name = "the repository's own settings ÷ winner, p50"
-    low, high = found.interval.low, found.interval.high
-    return Bar(name=name, measured=found.value, low=low, high=high, limit=1.0, sense="at_least")
+    return Bar(
+        name=name,
+        measured=found.value,
+        low=found.interval.low,
+        high=found.interval.high,
+        limit=1.0,
+        sense="at_least",
+        ratio=True,
+        goal=config.slo_p99_ms is not None and not within_slo(config, median_figures(own)),
+    )
+
+
+def why_not(config: TuneConfig, rounds: Rounds, winner: Settings, own: Settings) -> str | None:
+    """Why the winner must not be written; None when it may. Own settings that miss the SLO are not what must be matched."""
+    if config.file not in (None, model_file(config.repository).name):
+        return f"the repository does not serve {config.file}"
+    missed = next((bar for bar in judge(config, rounds, winner, own) if not bar.met and not bar.goal), None)
+    if missed is not None:
+        return f"missed: {missed.name}"
+    return "the repository's own settings are the best" if winner == own else None
+
+
+def stamp_of(config: TuneConfig) -> str:
+    """What measurements are of. Raises VariantError."""
+    read_config(config.repository)
+    return json.dumps(
+        {
+            "file": sha256_of(model_file(config.repository, config.file)),
+            "configuration": sha256_of(config_path(config.repository / MODEL_NAME)),
+            "cores": cpu_quota(),
+            "load": [config.num_callers, config.slice_s, config.goal],
+        },
+        sort_keys=True,
+    )
 
 
 def main(config: TuneConfig) -> int:
-    """Tune, print, write; with --write the winner goes into the repository through export."""
-    stamp_source: dict[str, Any] = {
-        "callers": config.num_callers, "slice_s": config.slice_s, "goal": config.goal, "file": config.file
-    }  # fmt: skip
+    """Tune, print, write; the winner goes into the repository through export unless there is a reason against it."""
     try:
-        digest = sha256_of(model_file(config.repository, config.file))
-        trials = Trials.open(
-            RESULTS / f"tune-{digest[:12]}-{config.goal}.json", json.dumps([digest, stamp_source])
-        )
-        result, winner = measure(config, trials)
-    except (VariantError, WorkerError) as error:
+        digest = sha256_of(model_file(config.repository, config.file))[:12]
+        trials = Trials.open(RESULTS / f"tune-{digest}-{config.goal}.json", stamp_of(config))
+        result, winner, reason = measure(config, trials)
+    except (VariantError, TargetError, WorkerError) as error:
         fail(error)
     except (KeyboardInterrupt, Interrupted):
         fail("interrupted; what was measured is kept, run again to go on")
-    print(tune_page.text(result))
-    print_bars(result.bars)
-    stem = config.out or RESULTS / file_stem(result)
-    data = write_result(result, stem.parent, name=f"{stem.name}.json")
-    print(f"\n{data}\n{tune_page.page(result).write(stem.parent / f'{stem.name}.html')}")
-    if config.write:
+    code = finish(result, config.out, text=tune_page.text, page=tune_page.page)
+    trials.close()
+    if reason is not None:
+        print(f"nothing was written into {config.repository}: {reason}")
+    elif config.write:
         try:
             print(tune_page.write_winner(config.repository, winner))
         except (VariantError, ExportError) as error:
             fail(error)
-    return 0
+    return code
 
 
 if __name__ == "__main__":

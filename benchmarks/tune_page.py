@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import COLOURS, Page, figure, number, text_table
-from benchmarks.results import Point, Result
-from benchmarks.serving import Settings, VariantError
+from benchmarks.results import Point, Result, ResultError
+from benchmarks.serving import Settings, Shape, VariantError
+from benchmarks.tune_trials import median_figures
 from export.operations import configure
 from export.repository import ModelFolder
 from moderation_client.contract import MODEL_NAME
 
+SHAPE = tuple(field.name for field in dataclasses.fields(Shape))
 HEADER = ("settings", "phase", "images/s", "p50 ms", "p99 ms", "formed", "")
 
 
@@ -30,9 +33,49 @@ def row(point: Point) -> list[str]:
 def text(result: Result) -> str:
     """Give everything that is printed, the final last."""
     ordered = sorted(
-        result.points, key=lambda point: (point.settings["phase"] == "final", -point.number("images_per_s"))
+        measured(result),
+        key=lambda point: (point.settings["phase"] == "final", -point.number("images_per_s")),
     )
-    return text_table(HEADER, [row(point) for point in ordered])
+    return "\n".join([text_table(HEADER, [row(point) for point in ordered]), *failures(result)])
+
+
+def measured(result: Result) -> list[Point]:
+    """Candidates that were measured."""
+    return [point for point in result.points if point.settings["phase"] != "failed"]
+
+
+def failures(result: Result) -> list[str]:
+    """Candidates that did not start, with the reason."""
+    failed = [point for point in result.points if point.settings["phase"] == "failed"]
+    return [f"left out: {point.settings['settings']}: {'; '.join(point.notes)}" for point in failed]
+
+
+def final_points(
+    rounds: Mapping[Settings, list[dict[str, float]]], own: Settings, winner: Settings
+) -> list[Point]:
+    """Give one point an entrant of the final, with its settings as numbers so that other programs can take them over."""
+    return [
+        Point(
+            settings={
+                "phase": "final",
+                "settings": str(each),
+                "own": each == own,
+                "winner": each == winner,
+                **{name: getattr(each, name) for name in SHAPE},
+            },
+            samples={name: [figures[name] for figures in found] for name in found[0]},
+            values=dict(median_figures(found)),
+        )
+        for each, found in rounds.items()
+    ]
+
+
+def winner_of(result: Result) -> tuple[Shape, Point]:
+    """Settings that won, and what was measured of them. Raises ResultError."""
+    for point in result.points:
+        if point.settings.get("winner"):
+            return Shape(**{name: int(str(point.settings[name])) for name in SHAPE}), point
+    raise ResultError(f"the {result.benchmark} result names no winner")
 
 
 def page(result: Result) -> Page:
@@ -53,6 +96,8 @@ def page(result: Result) -> Page:
     searched = [point for point in result.points if point.settings["phase"] == "search"]
     searched.sort(key=lambda point: -point.number("images_per_s"))
     document.table(HEADER, [row(point) for point in searched])
+    for line in failures(result):
+        document.text(line)
     document.environment(result)
     return document
 
@@ -60,9 +105,9 @@ def page(result: Result) -> Page:
 def frontier(result: Result) -> Any:
     """Throughput against p99 of every candidate."""
     drawing, axes = figure()
-    shapes = sorted({str(point.settings["settings"]).split(",")[0] for point in result.points})
+    shapes = sorted({str(point.settings["settings"]).split(",")[0] for point in measured(result)})
     for colour, shape in zip(COLOURS * 9, shapes, strict=False):
-        group = [point for point in result.points if str(point.settings["settings"]).startswith(shape)]
+        group = [point for point in measured(result) if str(point.settings["settings"]).startswith(shape)]
         searched = [point for point in group if point.settings["phase"] == "search"]
         axes.plot(
             [point.number("images_per_s") for point in searched],

@@ -74,3 +74,60 @@ def test_nothing_in_common_is_an_error(tmp_path: Path) -> None:
     assert caught.value.code == 2
     with pytest.raises(SystemExit):
         _run(tmp_path, _result(1.0, seed=1), dataclasses.replace(other, benchmark="stages"))
+
+
+def _rounds(offered: float, goodput: float, *, seed: int) -> list[Point]:
+    rng = np.random.default_rng(seed)
+    return [
+        Point(
+            settings={"phase": "overload", "multiple": 3.0, "offered_per_s": offered},
+            samples={"latency_ms": rng.gamma(9.0, 2.0, size=60).tolist()},
+            values={"goodput_per_s": float(goodput * rng.normal(1.0, 0.01))},
+        )
+        for _ in range(5)
+    ]
+
+
+def test_rounds_of_one_thing_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five rounds of an overload are compared together, at whatever rates; searched rates are not compared."""
+    searched = Point(settings={"phase": "search", "offered_per_s": 70.0}, samples={"latency_ms": [1.0] * 300})
+    results = [
+        make_result("throughput", _Config(), [searched, *_rounds(180.0 * each, 60.0 * each, seed=seed)])
+        for seed, each in enumerate((1.0, 0.7))
+    ]
+    assert _run(tmp_path, *results) == 1
+    printed = capsys.readouterr().out
+    assert "goodput_per_s" in printed
+    assert "p99" in printed
+    assert "search" not in printed
+
+
+def test_the_tail_of_few_samples_is_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sixty requests have a median, and no p99 worth a verdict."""
+    few = [
+        dataclasses.replace(_result(1.0, seed=seed), points=(
+            Point(settings={"concurrency": 1}, samples={"latency_ms": [float(value) for value in range(1, 61)]}),
+        ))
+        for seed in (1, 2)
+    ]  # fmt: skip
+    assert _run(tmp_path, *few) == 0
+    printed = capsys.readouterr().out
+    assert "p50" in printed
+    assert "p99" not in printed
+
+
+def test_a_kept_ratio_is_compared_with_one_run(tmp_path: Path) -> None:
+    """The committed baseline: the same ratio passes, one that is lower by half fails, a result without ratio is an error."""
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text('{"schema_version": 1, "ratios": {"served": 0.9}}')
+    paths = [
+        write_result(_result(1.0, seed=1, served=served), tmp_path, name=f"{served}.json")
+        for served in (0.9, 0.45)
+    ]
+    assert main(RegressionConfig(before=paths[0], baseline=baseline, bound=0.3)) == 0
+    assert main(RegressionConfig(before=paths[1], baseline=baseline, bound=0.3)) == 1
+    other = write_result(make_result("stages", _Config(), []), tmp_path, name="other.json")
+    with pytest.raises(SystemExit):
+        main(RegressionConfig(before=other, baseline=baseline))
+    with pytest.raises(ValueError, match="--baseline"):
+        RegressionConfig(before=paths[0])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from benchmarks import tune
 from benchmarks.results import read_result
 from benchmarks.serving import Settings, VariantError, copy_variant, model_file, read_config
 from benchmarks.stages import STAGES, StagesConfig, main
-from benchmarks.tune import Trials, TuneConfig, candidates, own_settings, rank
+from benchmarks.tune import TuneConfig, candidates, own_settings, rank, stamp_of, why_not
+from benchmarks.tune_page import winner_of
+from benchmarks.tune_trials import Trials
 from tests.small_model import build_repository, small_config
 
 
@@ -95,3 +99,43 @@ def test_own_settings_are_read_from_the_repository(tmp_path: Path) -> None:
     )
     found = own_settings(TuneConfig(repository=repository))
     assert str(found) == "2 x 1 threads, batch 8, delay 500 us"
+
+
+FAST = {"images_per_s": 100.0, "p50_ms": 5.0, "p99_ms": 90.0, "mean_batch": 1.0}
+SLOW = {"images_per_s": 60.0, "p50_ms": 9.0, "p99_ms": 40.0, "mean_batch": 1.0}
+
+
+def test_a_winner_that_loses_is_never_written(tmp_path: Path) -> None:
+    """Beyond the SLO, slower than what is there, or the same: there is a reason, and it is said."""
+    config = TuneConfig(repository=build_repository(tmp_path / "r"))
+    own, other = own_settings(config), Settings(num_instances=1, num_threads=1, max_batch_size=2)
+    assert why_not(config, {own: [SLOW], other: [FAST]}, other, own) is None
+    assert "own settings are the best" in (why_not(config, {own: [FAST], other: [SLOW]}, own, own) or "")
+    assert "missed: winner" in (why_not(config, {own: [FAST], other: [SLOW]}, other, own) or "")
+    strict = dataclasses.replace(config, slo_p99_ms=50.0)
+    assert "p99" in (why_not(strict, {own: [FAST], other: [FAST]}, other, own) or "")
+    assert why_not(strict, {own: [FAST], other: [SLOW]}, other, own) is None  # own settings miss the SLO
+    other_file = dataclasses.replace(config, file="model_int8.onnx")
+    assert "does not serve" in (why_not(other_file, {own: [SLOW], other: [FAST]}, other, own) or "")
+
+
+def test_a_search_leaves_out_what_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One candidate that fails is noted; the winner is named with its settings, and a repository not of export is left alone."""
+    repository = build_repository(tmp_path / "r", config=small_config(num_instances=2))
+    config = TuneConfig(
+        repository=repository, batch_sizes=(-2, 4), delays_us=(0,), slice_s=0.3, num_finalists=1, num_rounds=1,
+        callers=2, write=False, out=tmp_path / "t",
+    )  # fmt: skip
+    assert tune.main(config) in (0, 1)
+    assert "left out:" in capsys.readouterr().out
+    shape, point = winner_of(read_result(tmp_path / "t.json"))
+    assert shape.max_batch_size in (4, 8)
+    assert point.samples["images_per_s"]
+
+
+def test_what_was_measured_elsewhere_is_not_taken_up(tmp_path: Path) -> None:
+    """Another configuration or another quota of cores is another search."""
+    config = TuneConfig(repository=build_repository(tmp_path / "a"))
+    other = TuneConfig(repository=build_repository(tmp_path / "b", config=small_config(num_instances=2)))
+    assert stamp_of(config) == stamp_of(config) != stamp_of(other)
+    assert stamp_of(config) != stamp_of(dataclasses.replace(config, callers=3))
