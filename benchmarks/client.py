@@ -1,6 +1,6 @@
 """What the client itself costs: its import, its memory over a long stream, its CPU beside the decoding of the image.
 
-    python benchmarks/client.py                    all three, JSON into benchmarks/results
+    python benchmarks/client.py                    all three, JSON and page into runs/benchmarks
     python benchmarks/client.py --num-images 2000  a shorter stream
 
 The server is the client's own fake in a process of its own: it answers at once, so nothing here waits for a model, and requests
@@ -25,7 +25,9 @@ import psutil
 import tyro
 from PIL import Image
 
-from benchmarks.results import Bar, Point, make_result, write_result
+from benchmarks.ending import finish
+from benchmarks.report import Page, number, text_table
+from benchmarks.results import Bar, Point, Result, make_result
 from moderation_client import ImageSpec, ModerationClient
 from moderation_client.images import decode
 
@@ -69,8 +71,8 @@ class ClientConfig:
     """Images a turn."""
     num_imports: int = 15
     """Interpreters started to time the import."""
-    out: Path = Path("benchmarks/results")
-    """Folder for the JSON."""
+    out: Path | None = None
+    """Where to write, without ending; by default runs/benchmarks/<date>_<commit>_<machine>_client."""
 
 
 @contextlib.contextmanager
@@ -179,6 +181,39 @@ def bars(points: list[Point]) -> list[Bar]:
     return found
 
 
+HEADER = ("measured", "unit", "median", "lowest", "highest")
+
+
+def rows(result: Result) -> list[list[str]]:
+    """Rows under `HEADER`, for terminal, page and README."""
+    found = []
+    for point in result.points:
+        what = str(point.settings.get("picture") or point.settings["measure"])
+        for name, samples in point.samples.items():
+            figure, _, unit = name.rpartition("_")
+            label = (figure or unit).replace("_", " ")
+            values = (statistics.median(samples), min(samples), max(samples))
+            found.append([f"{what}: {label}", unit if figure else "-", *map(number, values)])
+    return found
+
+
+def text(result: Result) -> str:
+    """Give everything that is printed."""
+    return text_table(HEADER, rows(result))
+
+
+def page(result: Result) -> Page:
+    """Build the HTML page."""
+    document = Page(
+        "What the client costs", "Its import, its memory over a stream, its CPU beside the decoding."
+    )
+    document.bars(result.bars)
+    document.heading("Readings")
+    document.table(HEADER, rows(result))
+    document.environment(result)
+    return document
+
+
 def main(config: ClientConfig) -> int:
     """Measure, print pass or miss, write the JSON; the exit code is 1 when a bar is missed."""
     points = [measure_import(config)]
@@ -186,10 +221,7 @@ def main(config: ClientConfig) -> int:
         points.append(measure_memory(config, client))
         points += [measure_cpu(config, client, name) for name in PICTURES]
     result = make_result("client", config, points, bars=bars(points))
-    for bar in result.bars:
-        print(bar)
-    print(write_result(result, config.out))
-    return 1 if result.missed else 0
+    return finish(result, config.out, text=text, page=page)
 
 
 if __name__ == "__main__":
