@@ -59,22 +59,25 @@ def model_config(
     config.output.add(name=SCORES_OUTPUT, data_type=pb.TYPE_FP32, dims=[len(spec.labels)])
     config.version_policy.specific.versions.append(_version_of(spec))
     _batching(config, serving)
-    runtime = {"inter_op_thread_count": "1", "execution_mode": "0"}
+    runtime = {"inter_op_thread_count": "1", "execution_mode": "0", "intra_op_thread_count": "1"}
     if accelerator == "cpu":
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=serving.instances)
         runtime["intra_op_thread_count"] = str(serving.threads)
     else:
-        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=serving.gpu_instances)
-        runtime |= {"intra_op_thread_count": "1", "cudnn_conv_algo_search": "1", "arena_extend_strategy": "1"}
-        _tensorrt(config, spec, serving, file_name)
+        runtime |= _gpu(config, spec, serving, file_name)
     set_parameters(config, {**runtime, **parameters})
-    for name, batch_size in (("one", 1), ("full", serving.max_batch_size)):
+    _warmup(config, warmup_file, size)
+    _histogram(config, serving, target)
+    return config
+
+
+def _warmup(config: pb.ModelConfig, file_name: str, size: list[int]) -> None:
+    """One golden image alone and as often as the largest batch holds."""
+    for name, batch_size in (("one", 1), ("full", config.max_batch_size)):
         sample = config.model_warmup.add(name=name, batch_size=batch_size, count=1)
         sample.inputs[IMAGE_INPUT].data_type = pb.TYPE_UINT8
         sample.inputs[IMAGE_INPUT].dims.extend(size)
-        sample.inputs[IMAGE_INPUT].input_data_file = warmup_file
-    _histogram(config, serving, target)
-    return config
+        sample.inputs[IMAGE_INPUT].input_data_file = file_name
 
 
 def encoded_config(*, spec: ModelSpec, serving: Serving) -> pb.ModelConfig:
@@ -171,6 +174,13 @@ def _batching(config: pb.ModelConfig, serving: Serving) -> None:
         policy.max_queue_size = limits["size"]
         policy.default_timeout_microseconds = limits["timeout_ms"] * 1000
         policy.allow_timeout_override = True
+
+
+def _gpu(config: pb.ModelConfig, spec: ModelSpec, serving: Serving, file_name: str) -> dict[str, str]:
+    """Instances and accelerator of a GPU; the CUDA provider's options, which stand in `parameters`."""
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=serving.gpu_instances)
+    _tensorrt(config, spec, serving, file_name)
+    return {"cudnn_conv_algo_search": "1", "arena_extend_strategy": "1"}
 
 
 def _tensorrt(config: pb.ModelConfig, spec: ModelSpec, serving: Serving, file_name: str) -> None:

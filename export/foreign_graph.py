@@ -104,12 +104,12 @@ def _check_size(source: onnx.ValueInfoProto, description: ForeignSpec) -> None:
         )
 
 
-def _before(description: ForeignSpec, name: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def _constants(description: ForeignSpec) -> dict[str, NDArray[Any]]:
     given, image = description.input, description.spec.image
     rows, columns = given.crop or (image.height, image.width)
     top, left = (image.height - rows) // 2, (image.width - columns) // 2
     order = [0, 1, 2] if given.channels == "RGB" else [2, 1, 0]
-    constants: dict[str, NDArray[Any]] = {
+    return {
         "starts": np.array([top, left], np.int64),
         "ends": np.array([top + rows, left + columns], np.int64),
         "axes": np.array([1, 2], np.int64),
@@ -118,8 +118,12 @@ def _before(description: ForeignSpec, name: str) -> tuple[list[onnx.NodeProto], 
         "mean": np.array(given.mean, np.float32),
         "std": np.array(given.std, np.float32),
     }
+
+
+def _before(description: ForeignSpec, name: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    given = description.input
     permutation = [0, 1, 2, 3] if given.layout == "NHWC" else [0, 3, 1, 2]
-    tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
+    tensors = [numpy_helper.from_array(value, key) for key, value in _constants(description).items()]
     nodes = [
         helper.make_node("Slice", [IMAGE_INPUT, "starts", "ends", "axes"], ["cropped"]),
         helper.make_node("Cast", ["cropped"], ["float"], to=TensorProto.FLOAT),

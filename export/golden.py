@@ -31,19 +31,9 @@ def check_golden(
     What is expected are the scores of the file that the server says it runs: on a GPU that is another one than on a CPU.
     Raises ProbeError when the server refuses, another version answers, or a score is off by more than `tolerance`.
     """
-    golden = version.golden()
     client = triton.InferenceServerClient(url)
-    largest = 0.0
     try:
-        config = client.get_model_config(version.spec.name).config
-        expected = _expected(version, config.default_model_filename)
-        for start, stop in [(0, 1), (1, 2), (0, min(len(golden), config.max_batch_size))]:
-            part = triton.InferInput(IMAGE_INPUT, golden[start:stop].shape, "UINT8")
-            part.set_data_from_numpy(golden[start:stop])
-            answer = client.infer(version.spec.name, [part], client_timeout=timeout_s)
-            _check_version(answer.get_response().model_version, version)
-            difference = np.abs(answer.as_numpy(SCORES_OUTPUT) - expected[start:stop])
-            largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
+        largest = _largest_difference(client, version, timeout_s)
     except InferenceServerException as error:
         raise ProbeError(f"the server did not answer the golden images: {error}") from error
     finally:
@@ -53,6 +43,21 @@ def check_golden(
             f"the server's golden scores differ by {largest:.3g} from version {version.number} as it was measured, "
             f"more than {tolerance:g}"
         )
+    return largest
+
+
+def _largest_difference(client: triton.InferenceServerClient, version: Version, timeout_s: float) -> float:
+    golden = version.golden()
+    config = client.get_model_config(version.spec.name).config
+    expected = _expected(version, config.default_model_filename)
+    largest = 0.0
+    for start, stop in [(0, 1), (1, 2), (0, min(len(golden), config.max_batch_size))]:
+        part = triton.InferInput(IMAGE_INPUT, golden[start:stop].shape, "UINT8")
+        part.set_data_from_numpy(golden[start:stop])
+        answer = client.infer(version.spec.name, [part], client_timeout=timeout_s)
+        _check_version(answer.get_response().model_version, version)
+        difference = np.abs(answer.as_numpy(SCORES_OUTPUT) - expected[start:stop])
+        largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
     return largest
 
 

@@ -136,6 +136,11 @@ def _check_batching(config: pb.ModelConfig, path: Path, findings: Findings) -> N
             f"{too_large[0]} is above max_batch_size {config.max_batch_size}: Triton refuses the file",
             "lower it",
         )
+    _check_queues(config, path, findings)
+
+
+def _check_queues(config: pb.ModelConfig, path: Path, findings: Findings) -> None:
+    batching = config.dynamic_batching
     policies = {"default_queue_policy": batching.default_queue_policy}
     policies |= {
         f"priority_queue_policy[{key}]": each for key, each in batching.priority_queue_policy.items()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +62,23 @@ class Load:
             self.answers.append((result.get_response().model_version, score))
 
 
+@contextlib.contextmanager
+def under_load(url: str) -> Iterator[Load]:
+    """Send from half a second before the body until half a second after it; afterwards every answer is there."""
+    load = Load(url=url, image=pictures(1, seed=9))
+    thread = threading.Thread(target=load.run, daemon=True)
+    started = time.monotonic()
+    thread.start()
+    try:
+        time.sleep(0.5)
+        yield load
+        time.sleep(0.5)
+        assert load.num_sent >= RATE_PER_S * (time.monotonic() - started) - 2, "the sender fell behind"
+    finally:
+        load.stopped.set()
+        thread.join(30)
+
+
 def unloadable(target: Path, versions: Mapping[int, Version], state: State) -> None:
     """Stage a version that no server can load."""
     stage_model(target, versions, state)
@@ -88,13 +106,7 @@ def test_changes_under_load_fail_no_answer(
     publish(sources[0], quick_config(repository))
     server = start_triton(repository)
     live = LiveServer(server=server.grpc_url, token_file=server.token_file)
-    image = pictures(1, seed=9)
-    load = Load(url=server.grpc_url, image=image)
-    thread = threading.Thread(target=load.run, daemon=True)
-    started = time.monotonic()
-    thread.start()
-    try:
-        time.sleep(0.5)
+    with under_load(server.grpc_url) as load:
         publish(sources[1], quick_config(repository, live=live))
         time.sleep(0.5)
         assert operations.rollback(repository, live=live) == 1
@@ -105,13 +117,7 @@ def test_changes_under_load_fail_no_answer(
         monkeypatch.setattr("export.operations.stage_model", wrong)
         with pytest.raises(ProbeError, match="golden scores differ"):
             publish(sources[0], quick_config(repository, live=live, probe="server"))
-        time.sleep(0.5)
-    finally:
-        seconds = time.monotonic() - started
-        load.stopped.set()
-        thread.join(30)
     check_answers(load, {"1": sources[0], "2": sources[1]})
-    assert load.num_sent >= RATE_PER_S * seconds - 2
     assert [row.version for row in listing.rows(repository)] == [1, 2]
     assert active(repository) == 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from export import listing, operations
-from export.command import main
+from export import operations
 from export.commit import open_staging
 from export.config_pbtxt import read_config, to_text
 from export.errors import LockedError, ProbeError, RepositoryError, TargetError
@@ -131,53 +129,6 @@ def test_private_server_ends_with_a_publisher_that_is_killed(served: Path) -> No
     eventually(lambda: not any(psutil.pid_exists(number) for number in numbers), what="end of the servers")
 
 
-def test_second_version_answers_and_rollback_brings_the_first_back(tmp_path: Path) -> None:
-    """Numbers grow, specs of both versions travel, an older version with other labels gets its own config back."""
-    repository = tmp_path / "repository"
-    publish(small_source(tmp_path / "s"), quick_config(repository))
-    other = small_source(tmp_path / "s", seed=5, labels=("circle", "square", "star"))
-    publish(other, quick_config(repository))
-    config = read_config(repository / "moderation" / "config.pbtxt")
-    assert config.version_policy.specific.versions == [2]
-    assert config.output[0].dims == [3]
-    assert {spec_parameter(1), spec_parameter(2)} <= set(config.parameters)
-    assert operations.rollback(repository) == 1
-    config = read_config(repository / "moderation" / "config.pbtxt")
-    assert (config.version_policy.specific.versions, config.output[0].dims) == ([1], [2])
-    encoded = read_config(repository / "moderation_encoded" / "config.pbtxt")
-    assert encoded.output[0].dims == [-1], "it fits every version"
-    assert [row.active for row in listing.rows(repository)] == [True, False]
-    with pytest.raises(RepositoryError, match="version 7"):
-        operations.rollback(repository, version=7)
-
-
-def test_rollback_goes_further_back_each_time_and_never_to_what_was_given_up(tmp_path: Path) -> None:
-    """Two rollbacks in a row do not bring back the version that the first one left; naming it does."""
-    repository, source = tmp_path / "repository", small_source(tmp_path / "s")
-    for _ in range(3):
-        publish(source, quick_config(repository))
-    assert [operations.rollback(repository), operations.rollback(repository)] == [2, 1]
-    with pytest.raises(RepositoryError, match="no version was active before version 1"):
-        operations.rollback(repository)
-    publish(source, quick_config(repository))
-    assert operations.rollback(repository) == 1, "versions 2 and 3 were given up"
-    assert operations.rollback(repository, version=3) == 3
-    publish(source, quick_config(repository))
-    assert operations.rollback(repository) == 3, "somebody chose it again"
-
-
-def test_numbers_of_removed_versions_are_not_given_again(tmp_path: Path) -> None:
-    """Prune keeps the active version, and the next publish gets a new number."""
-    repository = tmp_path / "repository"
-    for seed in range(3):
-        publish(small_source(tmp_path / "s", seed=seed), quick_config(repository))
-    operations.rollback(repository, version=1)
-    assert operations.prune(repository, keep=1) == [2]
-    assert [row.version for row in listing.rows(repository)] == [1, 3]
-    published = publish(small_source(tmp_path / "s", seed=9), quick_config(repository))
-    assert published.version.number == 4
-
-
 def test_version_that_the_server_does_not_reproduce_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,25 +170,6 @@ def test_second_publisher_is_refused_while_the_first_is_at_work(tmp_path: Path) 
         operations.prune(tmp_path / "repository")
 
 
-def test_damaged_version_is_found_and_not_rolled_back_to(tmp_path: Path) -> None:
-    """A changed byte, a missing and a foreign file are each named."""
-    repository = tmp_path / "repository"
-    for seed in range(2):
-        publish(small_source(tmp_path / "s", seed=seed), quick_config(repository))
-    folder = repository / "moderation" / "1"
-    data = (folder / "model.onnx").read_bytes()
-    (folder / "model.onnx").unlink()
-    (folder / "model.onnx").write_bytes(data[:-1] + b"\x00")
-    (folder / "policy.json").unlink()
-    (folder / "extra.txt").write_text("?")
-    problems = "\n".join(verify_version(folder))
-    assert "model.onnx is not what was published" in problems
-    assert "policy.json is missing" in problems
-    assert "extra.txt was not published" in problems
-    with pytest.raises(RepositoryError):
-        operations.rollback(repository)
-
-
 def test_repository_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     """A model folder without our state file is not overwritten."""
     (tmp_path / "repository" / "moderation" / "1").mkdir(parents=True)
@@ -263,55 +195,3 @@ def test_owner_can_keep_policy_and_images_out_of_the_repository(tmp_path: Path) 
     assert policy_parameter(1) not in config.parameters
     real = {image.tobytes() for image in source.images.test.pixels}
     assert real.isdisjoint(image.tobytes() for image in published.version.golden())
-
-
-def test_settings_that_exceed_the_machine_are_refused() -> None:
-    """Instances x threads above the CPU quota is an error that names both."""
-    with pytest.raises(RepositoryError, match="64 instances x 64 threads"):
-        Serving(instances=64, threads=64).check_quota()
-    chosen = Serving(threads=1).resolved()
-    assert chosen.instances >= 1
-
-
-def test_repository_tuned_on_a_larger_machine_is_usable_on_a_smaller_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is listed and rolled back, and served with what this machine has; asking for more by hand is refused."""
-    repository, source = tmp_path / "repository", small_source(tmp_path / "s")
-    monkeypatch.setattr("export.serving.cpu_quota", lambda: 16)
-    large = Serving(instances=4, threads=4)
-    publish(source, quick_config(repository, serving=large))
-    publish(source, quick_config(repository))
-    monkeypatch.setattr("export.serving.cpu_quota", lambda: 3)
-    assert len(listing.rows(repository)) == 2
-    assert operations.rollback(repository) == 1
-    config = read_config(repository / "moderation" / "config.pbtxt")
-    assert config.instance_group[0].count == 1
-    assert config.parameters["intra_op_thread_count"].string_value == "3"
-    for act in (
-        lambda: operations.configure(repository, large),
-        lambda: publish(source, quick_config(repository, serving=large)),
-    ):
-        with pytest.raises(RepositoryError, match="4 instances x 4 threads"):
-            act()
-
-
-def test_verify_of_a_repository_that_is_not_there_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A mistyped path is not "as published"."""
-    assert main(["verify", str(tmp_path / "nowhere")]) == 1
-    assert "holds no model" in capsys.readouterr().err
-
-
-def test_state_file_that_is_damaged_is_an_error_with_its_name(tmp_path: Path) -> None:
-    """Half a JSON file is told as such."""
-    publish(small_source(tmp_path / "s"), quick_config(tmp_path / "r"))
-    state = tmp_path / "r" / "moderation" / "state.json"
-    state.write_text(state.read_text()[:20])
-    with pytest.raises(RepositoryError, match=r"state\.json"):
-        listing.rows(tmp_path / "r")
-    state.write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(RepositoryError, match="schema_version"):
-        listing.rows(tmp_path / "r")
-    shutil.rmtree(tmp_path / "r")

@@ -77,7 +77,8 @@ class VersionBook:
     @property
     def batch_size(self) -> int:
         """Most views in one request to the inner model: what our configuration says, unless that model takes fewer."""
-        return min(self._settings.batch_size, self._inner_batch_size or self._settings.batch_size)
+        ours = self._settings.batch_size
+        return min(ours, self._inner_batch_size or ours)
 
     def current(self) -> ServedVersion:
         """Newest version that is ready. Raises VersionGoneError when there is none."""
@@ -150,7 +151,7 @@ class VersionBook:
         except text_format.ParseError as error:
             raise ContractError(f"{self._inner_config}: {error}") from error
         self._served = set(config.version_policy.specific.versions)
-        self._inner_batch_size = config.max_batch_size
+        self._inner_batch_size = int(config.max_batch_size)
         inner = {key: each.string_value for key, each in config.parameters.items()}
         return {**inner, **self._settings.parameters}
 
