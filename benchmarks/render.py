@@ -9,10 +9,15 @@ from pathlib import Path
 import tyro
 
 from benchmarks import (
+    client,
     compare_page,
+    decode,
+    faults_page,
     footprint,
     latency_page,
     moderate,
+    overload_page,
+    soak_page,
     stages_page,
     throughput_page,
     tune_page,
@@ -22,10 +27,15 @@ from benchmarks.results import Result, ResultError, read_result
 from benchmarks.subject import fail
 
 PAGES: dict[str, Callable[[Result], Page]] = {
+    "client": client.page,
     "compare": compare_page.page,
+    "decode": decode.page,
+    "faults": faults_page.page,
     "footprint": footprint.page,
     "latency": latency_page.page,
     "moderate": moderate.page,
+    "overload": overload_page.page,
+    "soak": soak_page.page,
     "stages": stages_page.page,
     "throughput": throughput_page.page,
     "tune": tune_page.page,

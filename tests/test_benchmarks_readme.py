@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.environment import ROOT
-from benchmarks.readme_tables import ReadmeTablesConfig, main, rewritten
+from benchmarks.readme_tables import TABLES, ReadmeTablesConfig, label, main, overview, render, rewritten
 from benchmarks.results import Point, ResultError, make_result, read_result, write_result
 
 
@@ -62,6 +62,18 @@ def test_a_table_without_a_result_is_an_error(tmp_path: Path) -> None:
     """A marker that nothing fits must not stay as it is in silence."""
     with pytest.raises(ResultError, match="compare pixels"):
         rewritten("<!-- table: compare pixels -->\n<!-- end of table -->\n", tmp_path)
+
+
+def test_every_committed_result_can_be_shown() -> None:
+    """Each has a table or bars, one line in the overview, and says when its commit had local changes."""
+    folder = ROOT / "benchmarks" / "results"
+    table = overview(folder)
+    for path in folder.glob("*.json"):
+        result = read_result(path)
+        if result.bars or result.benchmark in TABLES:
+            shown = render(path, result.benchmark)
+            assert ("with local changes" in shown) == bool(result.environment.dirty)
+        assert f"[{label(path)}]" in table
 
 
 def test_check_notices_an_edited_table(tmp_path: Path) -> None:
