@@ -49,12 +49,8 @@ def model_config(
 ) -> pb.ModelConfig:
     """Build the configuration of the model that takes pixels, for the version in `spec`. `serving` must be resolved."""
     size = [spec.image.height, spec.image.width, 3]
-    config = pb.ModelConfig(
-        name=spec.name,
-        backend="onnxruntime",
-        max_batch_size=serving.max_batch_size,
-        default_model_filename=file_name,
-    )
+    config = pb.ModelConfig(name=spec.name, backend="onnxruntime", max_batch_size=serving.max_batch_size)
+    config.default_model_filename = file_name
     config.input.add(name=IMAGE_INPUT, data_type=pb.TYPE_UINT8, dims=size, format=pb.ModelInput.FORMAT_NONE)
     config.output.add(name=SCORES_OUTPUT, data_type=pb.TYPE_FP32, dims=[len(spec.labels)])
     config.version_policy.specific.versions.append(_version_of(spec))

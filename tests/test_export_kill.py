@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.publishing_kills import Seen, faults
 from export import commit, listing, operations
 from export.commit import open_staging
 from export.lint import lint
@@ -139,3 +141,22 @@ def test_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, with_exchange: boo
     publish(small_source(scratch), quick_config(repository))
     check_whole(repository)
     assert not list((tmp_path / ".repository.staging").glob("stage-*"))
+
+
+def test_benchmark_of_kills_sees_what_is_neither_old_nor_new(tmp_path: Path) -> None:
+    """It would be worth nothing if it passed a version that appeared from nowhere, a damaged one, or an empty folder."""
+    repository = tmp_path / "repository"
+    for seed in range(2):
+        publish(small_source(tmp_path / "scratch", seed=seed), quick_config(repository))
+    before = Seen.of(repository)
+    assert faults(repository, before, 3) == []
+    publish(small_source(tmp_path / "scratch", seed=2), quick_config(repository))
+    assert faults(repository, before, 3) == []
+    assert "is no state before or after a step" in faults(repository, before, 4)[0]
+    operations.rollback(repository)
+    operations.prune(repository, keep=2)
+    assert faults(repository, before, 3) == []
+    (repository / "moderation" / "2" / "model.onnx").unlink()
+    assert "model.onnx" in faults(repository, before, 3)[0]
+    shutil.rmtree(repository / "moderation")
+    assert faults(repository, before, 3) != []
