@@ -127,9 +127,10 @@ def ceiling_bars(
     Batches must really form where there is one instance; several that take requests as they come may do without.
     """
     found, num_callers = report.ratio.interval, report.num_callers
+    caution = report.ratio.caution
     who = f"{num_callers} caller{'' if num_callers == 1 else 's'}"
     ratio_bar = Bar(
-        name=f"images/s served, {who} ÷ in-process ONNX Runtime ({report.best}), same file",
+        name=f"images/s served, {who} ÷ in-process ONNX Runtime ({report.best}), same file{caution}",
         measured=found.value,
         low=found.low,
         high=found.high,

@@ -88,7 +88,7 @@ def bars(points: Sequence[Point], input_: str, backbone: str) -> list[Bar]:
 
 def _bar(name: str, found: Ratio, limit: float, *, is_goal: bool) -> Bar:
     return Bar(
-        name=name,
+        name=name + found.caution,
         measured=found.value,
         low=found.interval.low,
         high=found.interval.high,

@@ -41,6 +41,8 @@ class NetworkConfig:
     """The repository is OUT/<backbone>."""
     image_size: int = 224
     max_batch_size: int = 16
+    int8: bool = True
+    """Also make the INT8 file."""
 
 
 def photographs(spec: ImageSpec, num_images: int) -> NDArray[np.uint8]:
@@ -89,6 +91,7 @@ def ensure_network(config: NetworkConfig) -> Path:
         return repository
     anything = Limits(max_score_shift=1.0, min_agreement=0.0, max_ap_drop=1.0)
     variants = VariantConfig(
+        variants=("fp32", "int8") if config.int8 else ("fp32",),
         gates=Gates(int8=anything),
         search=SearchConfig(methods=("minmax",)),
         max_batch_size=config.max_batch_size,

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Statistic = Callable[[NDArray[np.float64]], float]
 NUM_RESAMPLES = 1000
+MIN_ROUNDS = 5
+"""The fewest that can be significant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,12 @@ class Ratio:
     @property
     def significant(self) -> bool:
         """Whether at least five rounds agree that it is not 1."""
-        return self.num_rounds >= 5 and not self.interval.contains(1.0)
+        return self.num_rounds >= MIN_ROUNDS and not self.interval.contains(1.0)
+
+    @property
+    def caution(self) -> str:
+        """What must be said beside a verdict on too few rounds; empty when there are enough."""
+        return "" if self.num_rounds >= MIN_ROUNDS else f" ({self.num_rounds} rounds prove nothing)"
 
     def __str__(self) -> str:
         """`1.42x (1.38-1.51)`, or with the words that it means nothing."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.regression import RegressionConfig, main
+from benchmarks.environment import ROOT
+from benchmarks.regression import RegressionConfig, main, read_baseline
 from benchmarks.results import Point, Result, make_result, write_result
 
 
@@ -131,3 +132,8 @@ def test_a_kept_ratio_is_compared_with_one_run(tmp_path: Path) -> None:
         main(RegressionConfig(before=other, baseline=baseline))
     with pytest.raises(ValueError, match="--baseline"):
         RegressionConfig(before=paths[0])
+
+
+def test_the_committed_baseline_is_readable() -> None:
+    """It holds the one ratio that is compared, near what the speed bars ask for."""
+    assert 0.5 < read_baseline(ROOT / "benchmarks" / "baseline.json")["served"] <= 1.0
