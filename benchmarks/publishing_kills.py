@@ -227,8 +227,14 @@ def refused(repository: Path) -> list[str]:
 
 def server_config(repository: Path, *models: str) -> ServerConfig:
     """Free ports; all models unless some are named."""
-    ports = dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0)
-    return ServerConfig(repository=repository, load_models=models, model_config_name="cpu", **ports)
+    return ServerConfig(
+        repository=repository,
+        load_models=models,
+        model_config_name="cpu",
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+    )
 
 
 def moments(rng: random.Random, num_swaps: int, num_events: int) -> Iterator[Moment]:

@@ -77,7 +77,7 @@ class VersionBook:
     @property
     def batch_size(self) -> int:
         """Most views in one request to the inner model: what our configuration says, unless that model takes fewer."""
-        ours = self._settings.batch_size
+        ours = int(self._settings.batch_size)
         return min(ours, self._inner_batch_size or ours)
 
     def current(self) -> ServedVersion:
