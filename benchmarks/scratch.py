@@ -62,6 +62,8 @@ def scratch_run(config: ScratchConfig, seed: int) -> TrainConfig:
         data=config.data,
         weights="none",
         freeze=(),
+        frozen_passes=0,
+        train_sizes=(160,),  # nothing is frozen, so every epoch costs all of it: 224 would take twice as long
         freeze_norm=False,
         freeze_depthwise=False,
         probe_epochs=0,

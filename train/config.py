@@ -51,6 +51,9 @@ class TrainConfig:
     """Keep the spatial filters of depthwise convolutions: 3 % of the weights, half of the time on a CPU."""
     freeze_norm: bool = False
     """Keep the statistics of batch normalisation as they were pre-trained."""
+    frozen_passes: int = 0
+    """Augmented passes whose maps behind the frozen first parts are computed once and learnt from in turn; 0 computes every epoch anew.
+    For networks that can be cut, EfficientNet-Lite."""
 
     probe_epochs: int = 2
     """Augmented passes whose frozen features the head is fitted to first; 0 starts from a random head."""
@@ -116,9 +119,13 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "devices", "image_size"):
             if getattr(self, name) < 1:
                 raise TrainError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("epochs", "probe_epochs", "num_workers", "patience"):
+        for name in ("epochs", "probe_epochs", "num_workers", "patience", "frozen_passes"):
             if getattr(self, name) < 0:
                 raise TrainError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.frozen_passes and self.train_sizes:
+            raise TrainError(
+                "frozen_passes keeps maps of one size: leave train_sizes empty, or frozen_passes at 0"
+            )
         if not 0.0 <= self.label_smoothing < 0.5:
             raise TrainError(f"label_smoothing must be from 0 to below 0.5, got {self.label_smoothing}")
         if not self.average or not all(0.0 <= share <= 1.0 for share in self.average):
@@ -150,12 +157,13 @@ PRESETS: dict[str, TrainConfig] = {
         preset="demo",
         name="demo",
         description="Illustrated content (stickers, emoji, clip art); not for photographs, not for nudity.",
-        train_sizes=(160, 160, 160, 224),
-        freeze=("stem", "blocks.0.", "blocks.1.", "blocks.2."),
+        freeze=("stem", *(f"blocks.{index}." for index in range(8))),
+        frozen_passes=4,
         freeze_norm=True,
         freeze_depthwise=True,
         probe_epochs=2,
         epochs=8,
+        mixup=0.2,
         balance=0.3,
         ema_decay=0.99,
         average=(0.8, 1.0),

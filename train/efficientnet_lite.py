@@ -154,10 +154,27 @@ class EfficientNetLite(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
+    def parts(self) -> dict[str, nn.Module]:
+        """The network as a chain, each part by what its parameters' names begin with."""
+        blocks = {f"blocks.{index}.": block for index, block in enumerate(self.blocks)}
+        return {"stem.": self.stem, **blocks, "top.": self.top}
+
+    def begin(self, x: Tensor, depth: int) -> Tensor:
+        """Maps [N, C, h, w] that the first `depth` parts make of images."""
+        for part in list(self.parts().values())[:depth]:
+            x = part(x)
+        return x
+
+    def finish(self, x: Tensor, depth: int) -> Tensor:
+        """Pooled features, float [N, 1280], of the maps that the first `depth` parts made."""
+        for part in list(self.parts().values())[depth:]:
+            x = part(x)
+        features: Tensor = self.dropout(x.mean((2, 3)))
+        return features
+
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features, float [N, 1280]."""
-        features: Tensor = self.dropout(self.top(self.blocks(self.stem(x))).mean((2, 3)))
-        return features
+        return self.finish(x, 0)
 
 
 def _plan(variant: LiteVariant) -> list[dict[str, int]]:

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 from moderation_client.contract import ImageSpec
 from train.config import TrainConfig
 from train.data import Example, column_values, targets
+from train.frozen import FrozenMaps
 from train.losses import draw_weights
+from train.model import ModerationModel
 from train.pixels import NO_KIND, EvaluationImages, TrainingImages, collate_views
 from train.sampling import EpochSampler
 
@@ -36,7 +38,7 @@ class Loaders(lightning.LightningDataModule):
         self.config = config
         self.train_targets = targets(train, labels)
         kinds, self.num_kinds = side_classes(train, config.side_task)
-        self.train = TrainingImages(
+        self.train: TrainingImages | FrozenMaps = TrainingImages(
             train,
             self.train_targets,
             side=config.cache_side,
@@ -44,6 +46,11 @@ class Loaders(lightning.LightningDataModule):
             kinds=kinds,
         )
         self.early_stop = EvaluationImages(early_stop, targets(early_stop, labels), spec=spec, keep=True)
+
+    def keep_maps(self, model: ModerationModel, depth: int, precision: torch.dtype) -> None:
+        """Put what the first `depth` parts of `model` say of augmented passes in place of the images. Raises TrainError."""
+        assert isinstance(self.train, TrainingImages)
+        self.train = FrozenMaps(self.train, model, depth, self.config, precision)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffle by seed and epoch; the last batch is kept unless a single image would be left for normalisation."""
@@ -55,14 +62,15 @@ class Loaders(lightning.LightningDataModule):
             balanced=config.balance > 0.0,
             rank=rank,
             num_replicas=replicas,
+            num_passes=max(1, self.config.frozen_passes),
         )
         return DataLoader(
             self.train,
             batch_size=config.batch_size,
             sampler=sampler,
             drop_last=len(sampler) > config.batch_size and len(sampler) % config.batch_size == 1,
-            num_workers=0 if self.train.cache is not None else config.num_workers,
-            persistent_workers=self.train.cache is None and config.num_workers > 0,
+            num_workers=0 if self.train.in_memory else config.num_workers,
+            persistent_workers=not self.train.in_memory and config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 

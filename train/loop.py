@@ -48,17 +48,35 @@ class Classifier(lightning.LightningModule):
     """Augment, score, compare; validation scores images as the service does: the worst view counts."""
 
     def __init__(
-        self, model: ModerationModel, config: TrainConfig, criterion: Criterion, num_kinds: int = 0
+        self,
+        model: ModerationModel,
+        config: TrainConfig,
+        criterion: Criterion,
+        *,
+        num_kinds: int = 0,
+        depth: int = 0,
     ) -> None:
         super().__init__()
         self.side_head = nn.Linear(model.head.in_features, num_kinds) if num_kinds else None
         self.model = model
         self.config = config
         self.criterion = criterion
+        self.depth = depth  # of the frozen parts whose maps come in place of images
         self.average_precision = MultilabelAveragePrecision(model.head.out_features, average="macro")
 
+    def look(self, layers: Tensor, size: int, draw: Draw) -> Tensor:
+        """Augmented images float32 [N, size, size, 3] of layers; maps that were kept come as they are, float16 [N, h, w, C]."""
+        return layers.float() if self.depth else Augment(size=size)(layers, draw)
+
+    def features(self, seen: Tensor) -> Tensor:
+        """What the head sees, float [N, num_features], of what `look` gave."""
+        if not self.depth:
+            return self.model.features(seen)
+        features: Tensor = self.model.body.finish(seen.permute(0, 3, 1, 2), self.depth)  # type: ignore[operator]
+        return features
+
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One step on layers uint8 [N, 4, S, S]; stops with a clear error when the loss is no number."""
+        """One step on layers uint8 [N, 4, S, S], or on kept maps; stops with a clear error when the loss is no number."""
         layers, targets, weight, kinds = batch
         draw = Draw(
             seed=self.config.seed,
@@ -68,10 +86,10 @@ class Classifier(lightning.LightningModule):
             num_replicas=self.trainer.world_size,
         )
         torch.manual_seed(draw.generator.initial_seed())  # what dropout and stochastic depth draw from
-        images = Augment(size=self.config.size_at(self.current_epoch))(layers, draw)
+        seen = self.look(layers, self.config.size_at(self.current_epoch), draw)
         if self.config.mixup > 0.0:
-            images, targets = mix(images, targets, self.config.mixup, draw)
-        features = self.model.features(images)
+            seen, targets = mix(seen, targets, self.config.mixup, draw)
+        features = self.features(seen)
         loss = self.criterion(self.model.head(features), targets, weight.float())
         if self.side_head is not None and bool((kinds >= 0).any()):
             side = functional.cross_entropy(self.side_head(features).float(), kinds, label_smoothing=0.1)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from moderation_client.contract import ModelSpec
 from train import averaging, data, record
 from train.config import TrainConfig
+from train.frozen import frozen_depth
 from train.judge import fast_precision, judge
 from train.loaders import Loaders
 from train.loop import CHECKPOINTS, Classifier, fit, last_checkpoint
@@ -66,7 +67,12 @@ def _learn(
     """Probe, fine-tune and average; give the share of fine-tuned weights and the weights of the probe."""
     with timed(seconds, "decode"):
         loaders = Loaders(task.split("train"), task.split("early_stop"), task.labels, task.spec, task.config)
-    classifier = Classifier(model, task.config, _criterion(task.config, loaders), loaders.num_kinds)
+    depth = frozen_depth(model.body, task.config) if task.config.frozen_passes else 0
+    criterion = _criterion(task.config, loaders)
+    classifier = Classifier(model, task.config, criterion, num_kinds=loaders.num_kinds, depth=depth)
+    if depth:
+        with timed(seconds, "frozen"):
+            loaders.keep_maps(model, depth, fast_precision(task.config))
     with timed(seconds, "probe"):
         start = _start(classifier, loaders)
     if not task.config.epochs:

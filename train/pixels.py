@@ -65,6 +65,11 @@ class TrainingImages(Dataset[tuple[Tensor, Tensor, float, int]]):
         fits = len(self.examples) * 4 * side * side <= cache_bytes
         self.cache = torch.from_numpy(self._decode_all()) if fits else None
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all were decoded."""
+        return self.cache is not None
+
     def _decode_all(self) -> Pixels:
         pixels = np.empty((len(self.examples), 4, self.side, self.side), np.uint8)
         with ThreadPoolExecutor(2) as pool:  # Pillow lets go of the interpreter while it decodes

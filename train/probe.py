@@ -10,7 +10,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moderation_client.contract import Task
-from train.augment import Augment
 from train.loaders import Loaders
 from train.loop import Classifier, freeze, precision_of
 from train.sampling import Draw
@@ -36,16 +35,16 @@ def _features(classifier: Classifier, loaders: Loaders) -> tuple[Tensor, Tensor]
     config, model = classifier.config, classifier.model
     loader = loaders.train_dataloader()
     bar = tqdm(total=config.probe_epochs * len(loader), desc="frozen features", unit=" batches", leave=False)
-    augment = Augment(size=config.image_size)
     features, targets = [], []
+    model.eval()
     fast = precision_of(config) == "bf16-mixed"
     for epoch in range(config.probe_epochs):
         loader.sampler.set_epoch(PROBE_EPOCH + epoch)  # type: ignore[attr-defined]
         for step, (layers, target, *_) in enumerate(loader):
             draw = Draw(seed=config.seed, epoch=PROBE_EPOCH + epoch, step=step)
-            images = augment(layers, draw)
-            with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
-                features.append(model.eval().features(images).float())
+            seen = classifier.look(layers, config.image_size, draw)
+            with torch.inference_mode(), torch.autocast(seen.device.type, torch.bfloat16, enabled=fast):
+                features.append(classifier.features(seen).float())
             targets.append(target)
             bar.update()
     bar.close()

@@ -17,7 +17,10 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[int]):
-    """A new order every epoch, drawn by `probabilities`; Lightning calls `set_epoch`."""
+    """A new order every epoch, drawn by `probabilities`; Lightning calls `set_epoch`.
+
+    Where every image is kept in `num_passes` forms, one after the other, each epoch takes another form of each image.
+    """
 
     def __init__(
         self,
@@ -27,12 +30,14 @@ class EpochSampler(Sampler[int]):
         balanced: bool,
         rank: int = 0,
         num_replicas: int = 1,
+        num_passes: int = 1,
     ) -> None:
         self.probabilities = probabilities
         self.seed = seed
         self.balanced = balanced
         self.rank = rank
         self.num_replicas = num_replicas
+        self.num_passes = num_passes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,6 +51,7 @@ class EpochSampler(Sampler[int]):
         rng = np.random.default_rng([self.seed, self.epoch])
         num = len(self.probabilities)
         order = rng.choice(num, num, p=self.probabilities) if self.balanced else rng.permutation(num)
+        order = order + num * ((order + self.epoch) % self.num_passes)
         return iter(order[self.rank : len(self) * self.num_replicas : self.num_replicas].tolist())
 
 
