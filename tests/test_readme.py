@@ -72,10 +72,13 @@ def test_example_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
 
 
 def test_tree_exists() -> None:
-    """Every folder that the tree names is there."""
+    """The tree names the folders that are tracked at the top, and no others."""
     (tree,) = [block for language, block in BLOCKS if not language]
-    folders = [line.split()[0] for line in tree.splitlines() if line]
-    assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
+    folders = {line.split()[0].split("/")[0] for line in tree.splitlines() if line}
+    tracked = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split("\n")
+    assert folders == {path.split("/")[0] for path in tracked if "/" in path and path[0] != "."}
 
 
 def test_links_lead_somewhere() -> None:
