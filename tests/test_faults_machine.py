@@ -128,7 +128,7 @@ def test_half_finished_publish_that_cannot_be_completed(
         assert (repository / "moderation").exists(), "export completes it under its lock"
     staged = _interrupted(repository, tmp_path)
     shutil.rmtree(staged.parent)
-    with pytest.raises(UnusableError, match="run `python -m export prune --repository"):
+    with pytest.raises(UnusableError, match="run `python -m export recover "):
         TritonServer(ServerConfig(repository=repository)).start()
 
 
