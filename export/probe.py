@@ -18,11 +18,18 @@ from export.errors import ProbeError
 from export.golden import TOLERANCE, check_config, check_golden
 from export.version import Version
 from moderation_client.contract import ENCODED_MODEL_NAME
-from serve import launch
 
 Probe = Literal["server", "in_process"]
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 40.0
+_SHIM = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, {int(signal.SIGKILL)})
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("parent ended")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Runs between fork and exec: the kernel ends the server when the thread that started it ends, as `serve` has it for its own."""
 
 
 def probe(repository: Path, version: Version, kind: Probe) -> float:
@@ -59,7 +66,7 @@ def private_server(repository: Path, *models: str) -> Iterator[str]:
     ports = [word for name in ("http", "grpc", "metrics", "health") for word in (f"--{name}-port", "0")]
     command = [sys.executable, "-m", "serve", "--repository", str(repository), "--load-models", *models]
     command += [*ports, "--model-config-name", "cpu", "--startup-timeout-s", str(START_TIMEOUT_S)]
-    process = launch.start(command, os.environ)
+    process = _start(command)
     said: list[str] = []
     reader = threading.Thread(target=_read, args=(process, said), name="probe-output", daemon=True)
     reader.start()
@@ -73,6 +80,17 @@ def private_server(repository: Path, *models: str) -> Iterator[str]:
             process.kill()
             process.wait()
         reader.join(STOP_TIMEOUT_S)
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start in a session of its own (Ctrl-C reaches us, not it), output and errors in one pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def _read(process: subprocess.Popen[bytes], said: list[str]) -> None:
