@@ -1,4 +1,4 @@
-"""What a model repository holds, and whether it may be served: no links, no path tricks, files as published."""
+"""What a model repository holds, and whether it may be served: no links, no path tricks, no code, files as published."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from serve import code
 from serve.backends.onnxruntime.ort_manifest import ManifestError, verify_files
 from serve.errors import EmptyRepositoryError, RepositoryError, UnsafeRepositoryError
 
@@ -44,7 +45,21 @@ def models(repository: Path, wanted: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 
 def check_model(model: Path) -> None:
-    """Refuse a model folder that holds anything but what was published into it. Raises UnsafeRepositoryError."""
+    """Refuse a model folder that holds anything but what was published into it. Raises UnsafeRepositoryError.
+
+    Code is looked for before the sums are made, and also in a version that nobody has published.
+    """
+    check_code(model)
+    for version in versions(model):
+        try:
+            verify_files(version)
+        except ManifestError as error:
+            raise UnsafeRepositoryError(str(error)) from error
+        code.refuse_unlisted(version)
+
+
+def check_code(model: Path) -> None:
+    """Refuse names, links and code; reads no model file, so it is quick. Raises UnsafeRepositoryError."""
     if not _NAME.fullmatch(model.name):
         raise UnsafeRepositoryError(
             f"model name {model.name!r} may hold letters, digits, '.', '_' and '-' only"
@@ -52,14 +67,10 @@ def check_model(model: Path) -> None:
     for path in [model, *model.rglob("*")]:
         if path.is_symlink():
             raise UnsafeRepositoryError(f"{path} is a symbolic link: copy the file it points to in its place")
+    code.refuse_files(model)
     for config in [model / "config.pbtxt", *model.glob("configs/*.pbtxt")]:
         if config.is_file():
             _check_config(config)
-    for version in versions(model):
-        try:
-            verify_files(version)
-        except ManifestError as error:
-            raise UnsafeRepositoryError(str(error)) from error
 
 
 def versions(model: Path) -> list[Path]:
@@ -84,6 +95,7 @@ def _check_config(path: Path) -> None:
     model = path.parent.parent if path.parent.name == "configs" else path.parent
     if config.name and config.name != model.name:
         raise RepositoryError(f"{path}: name is {config.name!r}, but its folder is {model.name!r}")
+    code.refuse_fields(path, config)
     names = [config.default_model_filename, *config.cc_model_filenames.values()]
     names += [each for warmup in config.model_warmup for each in _warmup_files(warmup)]
     for name in filter(None, names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -23,12 +22,11 @@ from serve.errors import (
     PortInUseError,
     RepositoryError,
     ServerNotFoundError,
-    UnsafeRepositoryError,
     UnsupportedPlatformError,
 )
 from serve.server import TritonServer
 from tests.conftest import StartServer
-from tests.small_model import add_version, small_config
+from tests.small_model import small_config
 
 ROOT = Path(__file__).parent.parent
 MakeRepository = Callable[..., Path]
@@ -164,42 +162,6 @@ def test_embedded_server_stays_on_loopback(repository: Path) -> None:
     """The wheel's old server is not put on a network."""
     with pytest.raises(UnsupportedPlatformError, match=r"loopback only, not on 0\.0\.0\.0"):
         TritonServer(ServerConfig(repository=repository, host="0.0.0.0", server="embedded")).start()
-
-
-def test_changed_model_file_is_refused(repository_factory: MakeRepository, start_triton: StartServer) -> None:
-    """A model file whose sha256 is not the published one is refused at start, and also when it is loaded later."""
-    repository = repository_factory()
-    server = start_triton(repository, load_models=("moderation",))
-    model = add_version(repository, 2) / "model.onnx"
-    model.write_bytes(model.read_bytes() + b"\0")
-    with pytest.raises(UnsafeRepositoryError, match=r"2/model.onnx has sha256 .* was published"):
-        TritonServer(ServerConfig(repository=repository)).start()
-    from serve.admin import Admin
-    from serve.errors import AdminError
-
-    with Admin(server.http_url, server.admin_headers) as admin, pytest.raises(AdminError, match="has sha256"):
-        admin.load("moderation")
-    assert server.process.poll() is None
-
-
-@pytest.mark.parametrize("kind", ["link", "file name", "unlisted", "model name"])
-def test_repository_tricks_are_refused(repository_factory: MakeRepository, tmp_path: Path, kind: str) -> None:
-    """Links, file names that lead out of the model's folder, files that were not published and odd names are refused."""
-    config = small_config()
-    if kind == "file name":
-        config.default_model_filename = "../../../etc/model.onnx"
-    repository = repository_factory(config=config)
-    version = repository / "moderation" / "1"
-    if kind == "link":
-        outside = tmp_path / "outside.onnx"
-        shutil.move(version / "model.onnx", outside)
-        (version / "model.onnx").symlink_to(outside)
-    elif kind == "unlisted":
-        (version / "manifest.json").write_text(json.dumps({"files": {"other.onnx": "0" * 64}}))
-    elif kind == "model name":
-        shutil.copytree(repository / "moderation", repository / "bad name")
-    with pytest.raises(UnsafeRepositoryError):
-        TritonServer(ServerConfig(repository=repository)).start()
 
 
 def test_unreadable_repository(tmp_path: Path) -> None:
