@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.corpus import CorpusError, load_files, photograph
 from benchmarks.counters import TargetError
+from benchmarks.decoding import decode_cpu_s
 from benchmarks.ending import finish
 from benchmarks.environment import capture_environment, num_cores
 from benchmarks.in_process import modes, run_mode
@@ -37,8 +36,6 @@ from benchmarks.subject import (
 )
 from benchmarks.worker import Interrupted, Worker, WorkerError
 from moderation_client import ModerationClient, ModerationError
-from moderation_client.contract import ImageSpec
-from moderation_client.images import decode
 
 SIZES = ((640, 480), (1080, 810), (1280, 960), (1920, 1440), (2592, 1944), (4000, 3000))
 """0.3 to 12 megapixels."""
@@ -68,18 +65,6 @@ def mixed_files(config: ModerateConfig) -> list[bytes]:
     else:
         different = [photograph(index, *size) for index in range(NUM_OF_EACH) for size in SIZES]
     return list(itertools.islice(itertools.cycle(different), config.num_images))
-
-
-def decode_cpu_s(stop: threading.Event, files: list[bytes], spec: ImageSpec, num_threads: int) -> float:
-    """CPU seconds of decoding and resizing a file alone, on as many threads as there are cores, as `moderate()` does it.
-
-    Two at once take more CPU than one after the other: they share memory, caches and Python's lock.
-    """
-    started = time.process_time()
-    with ThreadPoolExecutor(num_threads) as pool:
-        done = pool.map(lambda file: None if stop.is_set() else decode(file, spec), files)
-        num_decoded = sum(each is not None for each in done)
-    return (time.process_time() - started) / max(num_decoded, 1)
 
 
 @dataclass(kw_only=True)

@@ -69,6 +69,10 @@ class Worker:
 
         Raises WorkerError when it failed, Interrupted when Ctrl-C came (the function was told to stop).
         """
+        if function.__module__ == "__main__":
+            raise WorkerError(
+                f"{function.__name__} is of the program itself: over there nobody can import it"
+            )
         self._send((function, args, kwargs))
         try:
             return cast("T", self._receive())
@@ -143,6 +147,9 @@ def _read(requests: IO[bytes], jobs: queue.Queue[Any], stop: threading.Event) ->
             stop.set()
             jobs.put(None)
             return
+        except Exception:  # noqa: BLE001  whatever it is, the parent must not wait for an answer
+            traceback.print_exc()
+            os._exit(1)
         if message == STOP:
             stop.set()
         else:

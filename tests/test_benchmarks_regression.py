@@ -96,7 +96,7 @@ def test_rounds_of_one_thing_are_joined(tmp_path: Path, capsys: pytest.CaptureFi
         make_result("throughput", _Config(), [searched, *_rounds(180.0 * each, 60.0 * each, seed=seed)])
         for seed, each in enumerate((1.0, 0.7))
     ]
-    assert _run(tmp_path, *results) == 1
+    assert _run(tmp_path, results[0], results[1]) == 1
     printed = capsys.readouterr().out
     assert "goodput_per_s" in printed
     assert "p99" in printed
@@ -111,7 +111,7 @@ def test_the_tail_of_few_samples_is_not_judged(tmp_path: Path, capsys: pytest.Ca
         ))
         for seed in (1, 2)
     ]  # fmt: skip
-    assert _run(tmp_path, *few) == 0
+    assert _run(tmp_path, few[0], few[1]) == 0
     printed = capsys.readouterr().out
     assert "p50" in printed
     assert "p99" not in printed
