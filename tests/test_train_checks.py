@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from train.checks import check, duplicates, fingerprints
+from train.checks import check, duplicates, fingerprints, unknown_splits
 from train.data import Example
 from train.errors import DataError
 
@@ -61,12 +61,28 @@ def test_twins_across_splits_are_told(tmp_path: Path) -> None:
         *others,
     ]
     told = duplicates(rows, fingerprints(rows))
-    assert len(told) == 2
+    assert len(told) == 3
     assert "a.png (train) is the same file as" in told[0]
     assert "looks the same as" in told[1]
     assert told[1].endswith("and they are labelled differently")
+    assert "copy.png (test) looks the same as" in told[2]
     within = [replace(row, split="train") for row in rows]
     assert duplicates(within, fingerprints(within)) == []
+    evidence = [replace(row, split="policy") for row in rows[:2]]
+    (twins,) = duplicates(evidence, fingerprints(evidence))
+    assert "their groups 'a' and 'b' count as two pieces of evidence" in twins
+    one_group = [replace(row, group="a") for row in evidence]
+    assert duplicates(one_group, fingerprints(one_group)) == []
+
+
+def test_misspelt_splits_are_told() -> None:
+    """A split beyond the five is only judged; one that looks misspelt is asked about."""
+    rows = [example(Path("a"), split, "g") for split in ("train", "trian", "unseen")]
+    misspelt, other = unknown_splits(rows)
+    assert "'trian' is none of" in misspelt
+    assert misspelt.endswith("is 'train' meant?")
+    assert "unseen" in other
+    assert "meant" not in other
 
 
 def test_groups_and_labels_are_checked(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from train.data import SPLITS, in_split, label_names, read_manifest, targets
+from train.data import SPLITS, ignored_files, in_split, label_names, read_manifest, targets
 from train.errors import DataError
 
 
@@ -74,26 +76,78 @@ def test_splits_are_assigned_by_group_and_stay(tmp_path: Path) -> None:
     assert all(of_group[example.group] == example.split for example in fewer)
 
 
+def folders(root: Path, *names: str) -> Path:
+    """Put small images into class folders."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / name)
+    return root
+
+
 def test_class_folders_are_read(tmp_path: Path) -> None:
-    """root/label/file and root/split/label/file; `neutral` means harmless; a stray file is an error."""
-    for name in ("star/1.png", "neutral/2.png", "test/star/3.png"):
-        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / "d" / name)
-    found = {example.path.name: example for example in read_manifest(tmp_path / "d")}
+    """root/label/file; `neutral` means harmless; other files are told of; a stray image is an error."""
+    root = folders(tmp_path / "d", "star/1.png", "neutral/2.png")
+    found = {example.path.name: example for example in read_manifest(root)}
     assert found["1.png"].labels == ("star",)
     assert found["2.png"].labels == ()
-    assert (found["3.png"].labels, found["3.png"].split) == (("star",), "test")
-    Image.new("RGB", (4, 4)).save(tmp_path / "d" / "stray.png")
+    (root / "star" / "note.txt").write_text("")
+    (told,) = ignored_files(root)
+    assert "1 file(s) '.txt'" in told
+    folders(root, "stray.png")
     with pytest.raises(DataError, match=r"stray\.png lies beside the class folders"):
-        read_manifest(tmp_path / "d")
+        read_manifest(root)
+
+
+def test_imagenets_folders_are_splits_not_labels(tmp_path: Path) -> None:
+    """Train stays train, test stays test; what `val` holds is shared out to the splits that have no folder."""
+    names = [f"{split}/gun/{index}.png" for split in ("train", "Val", "test") for index in range(40)]
+    examples = read_manifest(folders(tmp_path, *names))
+    assert {example.labels for example in examples} == {("gun",)}
+    splits = {
+        name: {example.split for example in examples if example.path.parts[-3] == name}
+        for name in ("train", "Val", "test")
+    }
+    assert splits["train"] == {"train"}
+    assert splits["Val"] == {"early_stop", "calibration", "policy"}
+    assert splits["test"] == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/gun/a.png", "holdout/gun/b.png"), "'holdout' is no folder of a split"),
+        (("val/a.png",), "beside its class folders"),
+        (("holdout/gun/a.png",), "is 'holdout' a label or a split"),
+    ],
+)
+def test_unclear_folders_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    """What a folder means is never guessed."""
+    with pytest.raises(DataError, match=message):
+        read_manifest(folders(tmp_path, *names))
+
+
+def test_images_without_a_group_keep_their_split(tmp_path: Path) -> None:
+    """A row put before them moves no image to another split: their groups come from the path."""
+    lines = [f"{index}.png," for index in range(50)]
+    first = read_manifest(write(tmp_path, "\n".join(["path,labels", *lines, ""])))
+    second = read_manifest(write(tmp_path, "\n".join(["path,labels", "new.png,star", *lines, ""])))
+    assert [(each.group, each.split) for each in second[1:]] == [(each.group, each.split) for each in first]
+
+
+def test_zero_is_a_value_in_parquet(tmp_path: Path) -> None:
+    """Group 0 is a group, weight 0 leaves an image out; empty cells take the defaults."""
+    table = pa.table(
+        {"path": ["a", "b", "c"], "labels": ["", "", ""], "group": [0, 0, None], "weight": [0.0, None, 2.0]}
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    examples = read_manifest(tmp_path / "t.parquet")
+    assert [example.group for example in examples] == ["0", "0", "image:c"]
+    assert [example.weight for example in examples] == [0.0, 1.0, 2.0]
 
 
 def test_parquet_with_bytes_is_read(tmp_path: Path) -> None:
     """A Parquet table may hold the files themselves and lists of labels."""
     import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from moderation_client.contract import ImageSpec
     from train.pixels import all_views

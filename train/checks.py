@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import imagehash
@@ -31,6 +32,8 @@ NEAR_BITS = 3
 NUM_BANDS = 4
 """Hashes that differ in fewer bits than there are bands agree in one band at least, which is looked up."""
 LISTED = 20
+EVIDENCE = ("calibration", "policy", "test")
+"""Splits whose groups are counted as independent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ def check(examples: Sequence[Example], labels: Sequence[str], *, images: bool = 
     missing, thin = _labels(examples, labels)
     return Findings(
         fatal=[*fatal, *_straddling(examples), *missing],
-        told=[*thin, *duplicates(examples, prints)],
+        told=[*unknown_splits(examples), *thin, *duplicates(examples, prints)],
     )
 
 
@@ -115,6 +118,19 @@ def _straddling(examples: Iterable[Example]) -> list[str]:
     ]
 
 
+def unknown_splits(examples: Iterable[Example]) -> list[str]:
+    """Splits beyond the five: they are judged and never learnt from, which a misspelt one was not meant to be."""
+    counts = Counter(example.split for example in examples if example.split not in SPLITS)
+    told = []
+    for split, number in sorted(counts.items()):
+        near = get_close_matches(split, SPLITS, 1, 0.75)
+        hint = f"; is {near[0]!r} meant?" if near else ""
+        told.append(
+            f"split {split!r} is none of {', '.join(SPLITS)}: its {number} images are only judged{hint}"
+        )
+    return told
+
+
 def _labels(examples: Sequence[Example], labels: Sequence[str]) -> tuple[list[str], list[str]]:
     """Labels that cannot be learnt, and labels that cannot be judged in some split."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -138,21 +154,37 @@ def _labels(examples: Sequence[Example], labels: Sequence[str]) -> tuple[list[st
 
 
 def duplicates(examples: Sequence[Example], prints: Sequence[Fingerprint]) -> list[str]:
-    """Pairs of images in different splits that are the same file, or look the same but are labelled or split apart."""
-    pairs = [
-        (a, b)
-        for a, b in _candidates(prints)
-        if examples[a].split != examples[b].split and SPLITS[0] in {examples[a].split, examples[b].split}
+    """Pairs of images that are the same file or look the same, where that spoils what a split is for."""
+    return [
+        _pair(examples[a], examples[b], same=prints[a].content == prints[b].content)
+        for a, b in sorted(_candidates(prints))
+        if _spoils(examples[a], examples[b])
     ]
-    told = []
-    for a, b in sorted(pairs):
-        same = prints[a].content == prints[b].content
-        word = "is the same file as" if same else "looks the same as"
-        note = "" if examples[a].labels == examples[b].labels else ", and they are labelled differently"
-        told.append(
-            f"{examples[a].path} ({examples[a].split}) {word} {examples[b].path} ({examples[b].split}){note}"
-        )
-    return told
+
+
+def leaks(seen: Sequence[Example], judged: Sequence[Example], prints: Sequence[Fingerprint]) -> list[str]:
+    """Pairs of a judged image and one that was trained on; `prints` are of both, in this order."""
+    both = [*seen, *judged]
+    return [
+        _pair(both[a], both[b], same=prints[a].content == prints[b].content)
+        for a, b in sorted(_candidates(prints))
+        if min(a, b) < len(seen) <= max(a, b)
+    ]
+
+
+def _spoils(a: Example, b: Example) -> bool:
+    """Twins on two sides of a choice, or counted as two pieces of evidence for one."""
+    if a.split == b.split:
+        return a.split in EVIDENCE and a.group != b.group
+    return SPLITS[0] in {a.split, b.split} or (a.split in SPLITS and b.split in SPLITS)
+
+
+def _pair(a: Example, b: Example, *, same: bool) -> str:
+    word = "is the same file as" if same else "looks the same as"
+    note = "" if a.labels == b.labels else ", and they are labelled differently"
+    if a.split == b.split:
+        note += f"; their groups {a.group!r} and {b.group!r} count as two pieces of evidence"
+    return f"{a.path} ({a.split}) {word} {b.path} ({b.split}){note}"
 
 
 def _candidates(prints: Sequence[Fingerprint]) -> set[tuple[int, int]]:

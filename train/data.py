@@ -2,15 +2,17 @@
 
 A manifest is a CSV or Parquet table with the columns `path` (relative to the table; or `bytes` in Parquet) and `labels`
 (separated by ";", empty means harmless), and optionally `group` (variants of one thing, never split up), `split`, `weight`,
-`source`, `licence`, `name` and any others, by which evaluation can slice. A folder of class folders works as well.
+`source`, `licence`, `name` and any others, by which evaluation can slice. A folder of class folders works as well, with or without
+folders of splits above them (ImageNet's layout).
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,15 @@ SPLITS = ("train", "early_stop", "calibration", "policy", "test")
 """Five sets for five purposes; what was chosen on one is proved on another."""
 SHARES = (0.6, 0.07, 0.1, 0.11, 0.12)
 """Of the groups, for manifests without a split column."""
+VALIDATION = "validation"
+"""Folder of images held out for no stated purpose: shared out to the splits that have no folder of their own."""
+SPLIT_FOLDERS = {
+    **{split: split for split in (*SPLITS, "unseen")},
+    **dict.fromkeys(("val", "valid", "validation"), VALIDATION),
+    "training": "train",
+    "testing": "test",
+}
+"""Names that the folders of splits may have."""
 HARMLESS_FOLDERS = {"neutral", "harmless", "safe", "none", "ok"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 KNOWN = {"path", "bytes", "labels", "group", "split", "weight", "source", "licence", "name"}
@@ -64,7 +75,7 @@ def read_manifest(path: str | Path) -> list[Example]:
     """
     path = Path(path)
     if path.is_dir():
-        return _assign_splits(_read_folders(path))
+        return _read_folders(path)
     if not path.exists():
         raise DataError(
             f"manifest {path} does not exist; build the demo's data with: python -m train.illustrated"
@@ -116,22 +127,29 @@ def _example(row: Mapping[str, Any], number: int, manifest: Path) -> Example:
     if None in row or row.get("labels", "") is None:
         raise DataError(f"manifest {manifest}, row {number}: has not as many fields as the header")
     try:
-        weight = float(row.get("weight") or 1.0)
+        weight = float(_text(row.get("weight")) or 1.0)
     except ValueError as error:
         raise DataError(
             f"manifest {manifest}, row {number}: weight {row['weight']!r} is not a number"
         ) from error
     if not weight >= 0.0:
         raise DataError(f"manifest {manifest}, row {number}: weight must be 0 or more, got {weight}")
-    text = {key: str(row.get(key) or "") for key in ("group", "split", "source", "licence", "name")}
+    text = {key: _text(row.get(key)) for key in ("group", "split", "source", "licence", "name")}
+    if not text["group"]:  # its own; named by what it is, not by its row, so that rows may be added before it
+        text["group"] = f"image:{row.get('path') or hashlib.sha256(content or b'').hexdigest()}"
     return Example(
         path=manifest.parent / str(where),
         labels=_labels(row["labels"]),
         weight=weight,
         content=content,
-        columns={str(key): str(value) for key, value in row.items() if key not in KNOWN},
+        columns={str(key): _text(value) for key, value in row.items() if key not in KNOWN},
         **text,
     )
+
+
+def _text(value: object) -> str:
+    """A cell as text; only an empty cell is empty: group 0 is a group, weight 0 a weight."""
+    return "" if value is None else str(value)
 
 
 def _labels(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -146,35 +164,77 @@ def _read_folders(root: Path) -> list[Example]:
         raise DataError(
             f"folder {root} holds no images in class folders (root/label/file or root/split/label/file)"
         )
+    places = [path.relative_to(root).parts for path in files]
+    firsts = {parts[0].lower() for parts in places if len(parts) > 1}
+    by_split = bool(firsts & set(SPLIT_FOLDERS))
     examples = []
-    for path in files:
-        parts = path.relative_to(root).parts
-        if len(parts) < 2:
-            raise DataError(f"{path} lies beside the class folders: its label is unknown")
-        known_split = len(parts) > 2 and parts[0] in SPLITS
-        label = parts[1] if known_split else parts[0]
+    for path, parts in zip(files, places, strict=True):
+        _check_place(path, parts, by_split=by_split)
+        label, group = parts[1 if by_split else 0], "image:" + "/".join(parts)
+        among = _splits_of_folder(parts[0].lower(), firsts) if by_split else SPLITS
         labels = () if label.lower() in HARMLESS_FOLDERS else (label,)
-        examples.append(Example(path=path, labels=labels, split=parts[0] if known_split else ""))
+        examples.append(Example(path=path, labels=labels, group=group, split=_split_of(group, among)))
     return examples
 
 
+def _check_place(path: Path, parts: Sequence[str], *, by_split: bool) -> None:
+    """Raise DataError for an image whose label or split its folders do not tell."""
+    if len(parts) < 2:
+        raise DataError(f"{path} lies beside the class folders: its label is unknown")
+    if by_split and parts[0].lower() not in SPLIT_FOLDERS:
+        raise DataError(
+            f"{path}: {parts[0]!r} is no folder of a split ({', '.join(SPLIT_FOLDERS)}) but lies beside such folders"
+        )
+    if by_split and len(parts) < 3:
+        raise DataError(
+            f"{path} lies in the folder of a split, beside its class folders: its label is unknown"
+        )
+    if not by_split and len(parts) > 2:
+        raise DataError(
+            f"{path}: is {parts[0]!r} a label or a split? Folders must be root/label/file, or root/split/label/file "
+            f"with a split out of {', '.join(SPLIT_FOLDERS)}"
+        )
+
+
+def _splits_of_folder(name: str, folders: set[str]) -> tuple[str, ...]:
+    """Splits that images in the folder of a split may go to: its own, and those without a folder when it is the one to give.
+
+    Held-out splits that have no folder are taken from the validation folder; where there is none, from the training folder.
+    """
+    named = {SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS}
+    own, missing = SPLIT_FOLDERS[name], tuple(split for split in SPLITS[1:] if split not in named)
+    if own == VALIDATION:
+        return missing or (SPLITS[1],)
+    return (own, *missing) if own == SPLITS[0] and VALIDATION not in named else (own,)
+
+
+def ignored_files(root: Path) -> list[str]:
+    """Sentences on the files in class folders that are not taken for images; none for a manifest."""
+    others = [
+        path for path in root.rglob("*") if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES
+    ]
+    counts = Counter(path.suffix or path.name for path in others)
+    return [
+        f"{number} file(s) {suffix!r} in {root} are not taken for images ({', '.join(sorted(IMAGE_SUFFIXES))} are)"
+        for suffix, number in sorted(counts.items())
+    ]
+
+
 def _assign_splits(examples: Sequence[Example]) -> list[Example]:
-    """Fill in missing groups (each image its own) and missing splits (by a hash of the group, so that rows may be added)."""
-    from dataclasses import replace  # noqa: PLC0415 - used in this function only
-
-    filled = []
-    for number, example in enumerate(examples):
-        group = example.group or f"image-{number}:{example.path.name}"
-        filled.append(replace(example, group=group, split=example.split or _split_of(group)))
-    return filled
+    """Fill in missing splits, by a hash of the group, so that rows may be added."""
+    return [replace(each, split=each.split or _split_of(each.group, SPLITS)) for each in examples]
 
 
-def _split_of(group: str) -> str:
+def _split_of(group: str, among: Sequence[str]) -> str:
+    """One of some splits, each as often as its share of them; a set for evaluation only stands alone."""
+    if len(among) == 1:
+        return among[0]
+    shares = np.array([SHARES[SPLITS.index(split)] for split in among])
     position = int.from_bytes(hashlib.sha256(group.encode()).digest()[:4], "big") / 2**32
-    for split, edge in zip(SPLITS, np.cumsum(SHARES), strict=True):
+    for split, edge in zip(among, np.cumsum(shares / shares.sum()), strict=True):
         if position < edge:
             return split
-    return SPLITS[-1]
+    return among[-1]
 
 
 def label_names(examples: Iterable[Example]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from scipy.special import expit, softmax
 
 from moderation_client.policy import Policy
 from train import data
-from train.checks import duplicates, fingerprints
+from train.checks import fingerprints, leaks
 from train.data import Example
 from train.errors import DataError
 from train.evaluate import Scored, evaluate, slices
@@ -117,14 +117,7 @@ def _leaks(trained_on: Path, examples: list[Example]) -> list[str] | None:
         seen = data.in_split(data.read_manifest(trained_on), "train")
     except DataError:
         return None
-    from dataclasses import replace  # noqa: PLC0415 - used here only
-
-    judged = [
-        replace(example, split=example.split if example.split != "train" else "judged")
-        for example in examples
-    ]
-    both = [*seen, *judged]
-    return duplicates(both, fingerprints(both))
+    return leaks(seen, examples, fingerprints([*seen, *examples]))
 
 
 def print_evaluation(results: dict[str, Any]) -> None:

@@ -61,13 +61,14 @@ def prepare(config: TrainConfig) -> Task:
     _check_splits(config, examples)
     findings = check(examples, labels, images=config.check)
     findings.raise_if_fatal(config.data)
-    for problem in findings.told[:NUM_TOLD]:
+    problems = [*data.ignored_files(config.data), *findings.told]
+    for problem in problems[:NUM_TOLD]:
         print(f"data: {problem}")
-    if len(findings.told) > NUM_TOLD:
-        print(f"data: … and {len(findings.told) - NUM_TOLD} more, all in the report")
+    if len(problems) > NUM_TOLD:
+        print(f"data: … and {len(problems) - NUM_TOLD} more, all in the report")
     config.run.mkdir(parents=True, exist_ok=True)
     return Task(
-        config=config, labels=labels, examples=examples, spec=spec, targets=targets, problems=findings.told
+        config=config, labels=labels, examples=examples, spec=spec, targets=targets, problems=problems
     )
 
 
