@@ -80,6 +80,8 @@ class Prober:
             return Finding(Answer.SILENT, f"no answer within {self._timeout_s:g} s")
         except httpx.HTTPError as error:
             return Finding(Answer.FAILED, str(error))
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return Finding(Answer.FAILED, f"its answer cannot be read: {error!r}")
 
     def _input(self, model: str) -> dict[str, Any] | None:
         """The input that a golden picture goes into; None for a model of another kind."""

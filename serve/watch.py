@@ -3,7 +3,8 @@
 Triton goes on saying "ready" when the process behind a Python model has died, and never starts it again. Here such a process
 is seen within `interval_s`, its model is reported unready and loaded again. A model that fails the golden question twice in a
 row (once, when the server itself says that the process is not healthy), or gives no answer three times while it answers nobody
-else either, is loaded again too; one that somebody unloaded is reported and left alone.
+else either, is loaded again too; one that somebody unloaded is reported and left alone. "Full" is no answer: the queue of a model that
+hangs is full as well. A server that was stopped itself is reported within two seconds, and ended when nobody continues it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 import psutil
 
 from serve.admin import Admin
-from serve.errors import AdminError, AdminSilentError, ServerDiedError
+from serve.errors import AdminError, AdminSilentError, RepositoryError, ServerDiedError
 from serve.probe import Answer, Finding, Prober
+from serve.repository import check_code
 from serve.server import TritonServer
 
 logger = logging.getLogger("serve")
@@ -32,6 +34,9 @@ _MIN_RELOAD_S, _RELOAD_FACTOR = 5.0, 2.0
 """A model that is not loaded again within this time, or this many times as long as the server took to start, hangs."""
 _COLLECTED_AFTER_S = 0.05
 _STOPPED_S = 1.0
+_HELD_S = 15.0
+"""A server that was stopped and that nobody continues for so long is ended and started again."""
+_HELD = "the server was stopped"
 _LINGER_S = 3.0
 """Processes of an instance that was replaced may take so long to end."""
 
@@ -69,6 +74,7 @@ class Watch:
         self._stopped: dict[int, float] = {}
         self._strikes: Counter[str] = Counter()
         self._answered: dict[str, int] = {}
+        self._heard_at: dict[str, float] = {}
         self._probed_at = float("-inf")
         self.problems: dict[str, str] = dict.fromkeys(server.models, "not asked yet")
 
@@ -85,12 +91,36 @@ class Watch:
             raise ServerDiedError(
                 f"tritonserver (process {self._server.pid}) ended with exit code {code}", exit_code=code
             )
+        if self._is_held():
+            return
         for model in sorted(self._dead_models()):
             self._repair(model, "its process died or was stopped")
         if time.monotonic() - self._probed_at >= self._pause_s():
             self._probed_at = time.monotonic()
             for model in self._server.models:
                 self._probe(model)
+                if self._is_held():
+                    return  # every further question would be waited for in vain
+
+    def _is_held(self) -> bool:
+        """Whether the server itself was stopped. Raises ServerDiedError when that lasted too long, and it was ended."""
+        pid = self._server.pid
+        lasts = self._is_stopped(pid, psutil.Process(pid).status())
+        if pid not in self._stopped:
+            return False
+        if lasts:
+            if set(self.problems.values()) != {_HELD}:
+                logger.error("tritonserver (process %d) was stopped", pid)
+            self.problems = dict.fromkeys(self._server.models, _HELD)
+            self._probed_at = float("-inf")  # asked at once when it is continued
+        if time.monotonic() - self._stopped[pid] > _HELD_S:
+            self._end()
+            raise ServerDiedError(f"tritonserver was stopped for {_HELD_S:g} s", exit_code=None)
+        return True
+
+    def _end(self) -> None:
+        self._server.process.kill()
+        self._server.process.wait()
 
     def _pause_s(self) -> float:
         """Time between two rounds of questions: short while a model is in doubt."""
@@ -140,45 +170,62 @@ class Watch:
         logger.error("model %s is not ready: %s; loading it again", model, why)
         self._abandoned |= {pid: began for pid, owner in self._processes.items() if owner == model}
         try:
+            check_code(self._server.repository / model)
             patience_s = max(_MIN_RELOAD_S, _RELOAD_FACTOR * self._server.startup_s)
             with Admin(self._server.http_url, self._server.admin_headers, timeout_s=patience_s) as admin:
                 admin.reload(model)
         except AdminSilentError as error:
             # Seen on Triton 24.10: replacing an instance that died with a request can hang and then crash the server.
             self.problems = dict.fromkeys(self._server.models, f"{why}, and the server hangs")
-            self._server.process.kill()
-            self._server.process.wait()
+            self._end()
             raise ServerDiedError(
                 f"tritonserver hung while it loaded {model}: {error}", exit_code=None
             ) from error
-        except AdminError as error:
+        except (AdminError, RepositoryError) as error:
             logger.error("model %s was not loaded: %s", model, error)
             self.problems[model] = f"{why}, and loading it again failed: {error}"
             return
         self._strikes[model] = 0
+        self._heard_at[model] = time.monotonic()
         self._probe(model)
         if model not in self.problems:
             logger.info("model %s is ready again after %.2f s", model, time.monotonic() - began)
 
     def _probe(self, model: str) -> None:
         """Ask a model, and load it again when it has failed too often."""
-        finding = self._prober.ask(model)
-        if finding.answer is Answer.SILENT and self._answers_others(model):
-            finding = Finding(Answer.BUSY)
+        finding = self._judged(model, self._prober.ask(model))
         if finding.answer in {Answer.CORRECT, Answer.BUSY}:
             if self.problems.pop(model, None) is not None:
                 logger.info("model %s is ready", model)
             self._strikes[model] = 0
             return
+        if finding.answer is Answer.SILENT and self._quiet_s(model) < self._config.probe_timeout_s:
+            return  # it refused at once, and answered a moment ago: neither well nor ill
         self._strikes[model] += 1
         why = f"{finding.answer.value}: {finding.detail}"
         logger.warning("model %s: golden question %s", model, why)
         if finding.answer is not Answer.SILENT or self._strikes[model] > 1:
             self.problems[model] = why
         patience = 1 if _CERTAIN in finding.detail else _PATIENCE[finding.answer]
+        if finding.answer is Answer.SILENT and self._quiet_s(model) < patience * self._config.probe_timeout_s:
+            return  # "full" comes at once: three times of it are no long silence
         if self._strikes[model] >= patience and self._is_wanted(model):
             self._strikes[model] = 0
             self._repair(model, why)
+
+    def _judged(self, model: str, finding: Finding) -> Finding:
+        """Tell a model that is busy with others from one that hangs behind a full queue."""
+        if finding.answer is Answer.CORRECT:
+            self._heard_at[model] = time.monotonic()
+            self._answered.pop(model, None)  # as old as the last silence
+        if finding.answer not in {Answer.SILENT, Answer.BUSY}:
+            return finding
+        answer = Answer.BUSY if self._answers_others(model) else Answer.SILENT
+        return Finding(answer, finding.detail)
+
+    def _quiet_s(self, model: str) -> float:
+        """Time since it is known to have answered anybody."""
+        return time.monotonic() - self._heard_at.get(model, float("-inf"))
 
     def _answers_others(self, model: str) -> bool:
         """Whether it answered anybody since it was last asked this: a long queue is no reason to load a model again."""
@@ -188,6 +235,8 @@ class Watch:
         except AdminError:
             return False
         before, self._answered[model] = self._answered.get(model, now), now
+        if now > before:
+            self._heard_at[model] = time.monotonic()
         return now > before
 
     def _is_wanted(self, model: str) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,10 +21,10 @@ from numpy.typing import NDArray
 
 from serve.admin import Admin
 from serve.config import ServerConfig
-from serve.probe import GOLDEN, Answer, Prober
+from serve.probe import GOLDEN, Answer, Finding, Prober
 from serve.server import TritonServer
 from serve.supervise import Supervisor, replica_configs
-from serve.watch import WatchConfig
+from serve.watch import Watch, WatchConfig
 from tests.conftest import StartServer
 from tests.serving import coloured, eventually, infer
 from tests.small_model import add_version, expected_scores, small_config, write_config
@@ -113,6 +115,20 @@ def test_dead_server_is_started_again_at_the_same_addresses(supervised: Supervis
         assert admin.states("moderation") == {"1": "READY"}
 
 
+def test_stopped_server_is_reported_and_comes_back(supervised: Supervisor) -> None:
+    """A server that is stopped as a whole is unready until it is continued; nothing of it is started anew."""
+    assert supervised.server is not None
+    pid = supervised.server.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: _status(supervised) == 503, what="unready")
+        eventually(lambda: "was stopped" in supervised.problems()["moderation"], what="the reason")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: _status(supervised) == 200, what="ready again")
+    assert supervised.server.pid == pid
+
+
 def test_server_that_keeps_ending_is_started_less_and_less_often(
     supervised: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,8 +156,10 @@ def test_model_that_was_unloaded_on_purpose_stays_so(supervised: Supervisor) -> 
     with Admin(server.http_url, server.admin_headers) as admin:
         assert admin.unload("moderation", timeout_s=20)
         eventually(lambda: _status(supervised) == 503, what="unready")
-        for _ in range(20):
+        until = time.monotonic() + 3.0  # several golden questions, and as many repairs if it were repaired
+        while time.monotonic() < until:
             assert set(admin.states("moderation").values()) == {"UNAVAILABLE"}
+            time.sleep(0.05)
         admin.load("moderation")
     eventually(lambda: _status(supervised) == 200, what="ready again")
 
@@ -187,6 +205,29 @@ def test_new_version_is_no_wrong_answer(
         admin.load("moderation")
         assert admin.states("moderation")["2"] == "READY"
     assert prober.ask("moderation").answer is Answer.CORRECT
+
+
+def test_full_queue_of_a_model_that_hangs_is_no_sign_of_life(
+    triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a queue is full means busy while others are answered; when nobody is, the model is unready and then loaded again."""
+    watch, repaired = Watch(triton, WatchConfig(probe_timeout_s=0.1)), []
+    num_answered = itertools.count()
+    monkeypatch.setattr(Prober, "ask", lambda *_: Finding(Answer.BUSY, "exceeds maximum queue size"))
+    monkeypatch.setattr(Watch, "_repair", lambda _, model, why: repaired.append(model))
+    with monkeypatch.context() as alive:
+        alive.setattr(Admin, "num_answered", lambda *_: next(num_answered))
+        for _ in range(4):
+            watch._probe("moderation")
+        assert "moderation" not in watch.problems
+    monkeypatch.setattr(Admin, "num_answered", lambda *_: 7)
+    watch._probe("moderation")
+    assert "moderation" not in watch.problems, "it answered a moment ago"
+    for _ in range(3):
+        time.sleep(0.12)
+        watch._probe("moderation")
+    assert "queue size" in watch.problems["moderation"]
+    assert repaired == ["moderation"]
 
 
 def test_replicas_share_out_cores_and_ports() -> None:
