@@ -16,7 +16,7 @@ import tyro
 
 from serve import log
 from serve.config import LogFormat, ServerConfig
-from serve.errors import ServeError
+from serve.errors import ServeError, StartStoppedError
 from serve.server import TritonServer
 from serve.supervise import Supervisor, replica_configs, stepped
 from serve.watch import WatchConfig
@@ -39,6 +39,19 @@ class Serve:
     log_format: LogFormat = "plain"
     """`json`: everything, the server's own log included, as JSON lines on the standard error stream."""
 
+    def __post_init__(self) -> None:
+        """Check the values. Raises ValueError that names the field."""
+        if self.replicas < 1:
+            raise ValueError(f"replicas must be 1 or more, got {self.replicas}")
+        if self.drain_s < 0:
+            raise ValueError(f"drain_s must not be negative, got {self.drain_s}")
+        ports = {"health_port": self.health_port, "http_port": self.server.http_port}
+        ports |= {"grpc_port": self.server.grpc_port, "metrics_port": self.server.metrics_port}
+        for name, port in ports.items():
+            last = stepped(port, self.replicas - 1)
+            if not 0 <= port <= last <= 65535:
+                raise ValueError(f"{name} must be 0..65535 for every replica, got {port} to {last}")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; its exit status."""
@@ -53,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         return _run(command, stop)
+    except StartStoppedError as error:
+        logger.info("%s", error)
+        return 0
     except ServeError as error:
         logger.error("%s: %s", type(error).__name__, error)
         return 1
@@ -68,7 +84,7 @@ def _run(command: Serve, stop: threading.Event) -> int:
             port = stepped(command.health_port, index)
             supervisor = Supervisor(config, command.watch, health_port=port, on_log=on_log)
             running.callback(supervisor.close)
-            server = supervisor.start()
+            server = supervisor.start(stop)
             _announce(server, supervisor)
             keywords = {"drain_s": command.drain_s}
             threads.append(

@@ -11,6 +11,7 @@ ServeError
   ResourceError              the machine ran out of something: shared memory, descriptors, disk
   ServerStartError           the server ended, or was not ready in time; carries the end of its log
     ModelLoadError             a model was refused; carries the reasons out of the server's log
+    StartStoppedError          it was told to stop before it was ready
   ServerDiedError            the server ended while it was in use
   AdminError                 a repository-control call was refused
     AdminSilentError           it was not answered in time
@@ -58,7 +59,7 @@ class CertificateError(ServeError):
 
 
 class ResourceError(ServeError):
-    """The machine lacks shared memory, file descriptors or disk; the message says which and how much."""
+    """The machine lacks shared memory, file descriptors, disk or a folder; the message says which and how much."""
 
 
 class ServerStartError(ServeError):
@@ -78,6 +79,10 @@ class ModelLoadError(ServerStartError):
         lines = [f"model {name!r} did not load: {reason}" for name, reason in reasons.items()]
         super().__init__("\n".join(lines), log_tail=log_tail)
         self.reasons = reasons
+
+
+class StartStoppedError(ServerStartError):
+    """The server was told to stop before it was ready; nothing of it is left."""
 
 
 class ServerDiedError(ServeError):

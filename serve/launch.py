@@ -6,6 +6,7 @@ that lives as long as this process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -13,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import psutil
 
 # Runs between fork and exec in a fresh, single-threaded interpreter: `preexec_fn` is not safe in a program with threads.
 _SHIM = f"""
@@ -35,6 +38,22 @@ def start(
     cores = ",".join(map(str, cpu_cores))
     arguments = [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), cores, *command]
     return _starter().submit(_popen, arguments, environment).result()
+
+
+def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """SIGTERM, then, when that does not help in time, SIGKILL; children that outlive it too."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
+    if timeout_s > 0:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s)
+    process.kill()
+    process.wait()
+    for child in psutil.wait_procs(children, timeout=1.0 if timeout_s > 0 else 0.0)[1]:
+        child.kill()
 
 
 def _popen(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -27,6 +27,10 @@ def check(config: ServerConfig, found: Installation) -> None:
     check_host(found, config.metrics_host)
     check_certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
     _check_resources()
+    if config.log_file is not None and not config.log_file.resolve().parent.is_dir():
+        raise ResourceError(
+            f"log file {config.log_file}: its folder is not there; make it, or give another --log-file"
+        )
 
 
 def check_certificates(cert: Path | None, key: Path | None, client_ca: Path | None) -> None:
@@ -88,7 +92,17 @@ def _check_resources() -> None:
 
 
 def token(file: Path | None, folder: Path) -> tuple[str, Path]:
-    """Get the admin token: the owner's, or a new one in a file that only the owner can read. Raises RepositoryError."""
+    """Get the admin token: the owner's, or a new one in a file that only the owner can read. Raises RepositoryError, ResourceError."""
+    try:
+        return _token(file, folder)
+    except (OSError, UnicodeDecodeError) as error:
+        place = file or folder
+        raise ResourceError(
+            f"the token cannot be read from or written to {place}: {error}; see --token-file"
+        ) from error
+
+
+def _token(file: Path | None, folder: Path) -> tuple[str, Path]:
     if file is not None and file.exists():
         found = file.read_text(encoding="utf-8").strip()
         if not (found.isascii() and found.isalnum() and len(found) >= _MIN_TOKEN_LENGTH):

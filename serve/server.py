@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -24,6 +24,7 @@ from serve.errors import (
     ResourceError,
     ServerDiedError,
     ServerStartError,
+    StartStoppedError,
 )
 from serve.preflight import token
 from serve.workspace import Workspace
@@ -46,12 +47,19 @@ class TritonServer:
     Raises the errors of `serve.errors`: PortInUseError, EmptyRepositoryError, ModelLoadError, ...
     """
 
-    def __init__(self, config: ServerConfig, *, on_log: Callable[[str], None] | None = None) -> None:
-        """Remember what to start; `on_log` gets every line of the server's log."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        on_log: Callable[[str], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Remember what to start; `on_log` gets every line of the server's log, a start ends early when `stop` is set."""
         self.config = config
         self.repository = config.repository
         self.models: tuple[str, ...] = ()
         self._on_log = on_log
+        self._stop = stop if stop is not None else threading.Event()
         self._started = False
         self.startup_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,6 +92,9 @@ class TritonServer:
                 chosen = getattr(self.config, f"{error.purpose}_port", 0)
                 if chosen or attempt == _NUM_ATTEMPTS - 1:
                     raise  # a free port that was lost to somebody quicker is chosen anew, a wanted one is not
+            except OSError as error:
+                self.stop(timeout_s=0)
+                raise _resource_error(error) from error
             except BaseException:
                 self.stop(timeout_s=0)
                 raise
@@ -94,7 +105,10 @@ class TritonServer:
         found = self._check()
         self._end_process(0.0)
         self._workspace.clear()
-        self._launch(found, self._workspace)
+        try:
+            self._launch(found, self._workspace)
+        except OSError as error:
+            raise _resource_error(error) from error
 
     def _check(self) -> installation.Installation:
         """Find the server, and look at everything that can be known to fail before it is started."""
@@ -141,7 +155,8 @@ class TritonServer:
                 if _answers(http, "/v2/health/ready"):
                     self._check_models(http)
                     return
-                time.sleep(_POLL_S)
+                if self._stop.wait(_POLL_S):
+                    raise StartStoppedError("the start was given up: the server was told to stop")
         raise self._start_error(f"tritonserver was not ready within {self.config.startup_timeout_s:g} s")
 
     def _check_models(self, http: httpx.Client) -> None:
@@ -235,7 +250,7 @@ class TritonServer:
 
     def _end_process(self, timeout_s: float) -> None:
         if self._process is not None:
-            _end(self._process, timeout_s)
+            launch.end(self._process, timeout_s)
             self._process = None
         self._started = False
         if self._workspace is not None:
@@ -259,20 +274,9 @@ class TritonServer:
             logger.warning("the models were not unloaded before the end: %s", error)
 
 
-def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """SIGTERM, then, when that does not help in time, SIGKILL; children that outlive it too."""
-    try:
-        children = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        children = []
-    if timeout_s > 0:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout_s)
-    process.kill()
-    process.wait()
-    for child in psutil.wait_procs(children, timeout=1.0 if timeout_s > 0 else 0.0)[1]:
-        child.kill()
+def _resource_error(error: OSError) -> ResourceError:
+    """Say what of this machine was missing; the system's words have the file."""
+    return ResourceError(f"the server cannot be started here: {error}; make room, or give another place")
 
 
 def _answers(http: httpx.Client, path: str) -> bool:

@@ -20,7 +20,7 @@ logger = logging.getLogger("serve")
 
 _FIRST_BACKOFF_S = 0.5
 _HEALTHY_AFTER_S = 60.0
-"""A server that ran so long did not end because of how it was started."""
+"""A server that ran so long did not end because of how it was started; attempts to start one count for nothing."""
 PORT_STEP = 10
 """Distance between the ports of two replicas."""
 
@@ -42,6 +42,9 @@ class Supervisor:
         self._on_log = on_log
         self._watch: Watch | None = None
         self._draining = False
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._running_since: float | None = None
+        self._trouble = ""
         self.server: TritonServer | None = None
         self.health = HealthServer(config.host, health_port, self.problems)
 
@@ -49,11 +52,13 @@ class Supervisor:
         """What is not ready, and why."""
         if self._draining:
             return {"server": "draining"}
+        if self._trouble:
+            return {"watch": self._trouble}
         return dict(self._watch.problems) if self._watch is not None else {"server": "starting"}
 
-    def start(self) -> TritonServer:
-        """Start the server. Raises ServeError."""
-        self.server = TritonServer(self._config, on_log=self._on_log)
+    def start(self, stop: threading.Event | None = None) -> TritonServer:
+        """Start the server, or give it up when `stop` is set. Raises ServeError."""
+        self.server = TritonServer(self._config, on_log=self._on_log, stop=stop)
         self.server.start()
         self._begin_watch(self.server)
         return self.server
@@ -62,25 +67,38 @@ class Supervisor:
         watch = Watch(server, self._watch_config)
         watch.check()
         self._watch = watch
+        self._running_since = time.monotonic()
 
     def run(self, stop: threading.Event, *, drain_s: float = 0.0) -> None:
         """Watch until `stop`; then report unready for `drain_s`, and stop the server."""
-        backoff_s, started_at = _FIRST_BACKOFF_S, time.monotonic()
         try:
             while not stop.wait(self._watch_config.interval_s):
                 try:
                     self._step()
+                    self._trouble = ""
                 except ServerDiedError as error:
-                    if time.monotonic() - started_at > _HEALTHY_AFTER_S:
-                        backoff_s = _FIRST_BACKOFF_S
-                    logger.error("%s; starting it again in %.1f s", error, backoff_s)
-                    self._watch = None
-                    if stop.wait(backoff_s):
-                        break
-                    backoff_s = min(2 * backoff_s, self._watch_config.max_backoff_s)
-                    started_at = time.monotonic()
+                    pause_s = self._next_pause_s()
+                    if not stop.is_set():
+                        logger.error("%s; starting it again in %.1f s", error, pause_s)
+                    self._watch = self._running_since = None
+                    stop.wait(pause_s)
+                except Exception as error:
+                    # no descriptor for a look, say: this must stop neither this server nor the others
+                    self._trouble = f"the watch failed: {error!r}"
+                    pause_s = self._next_pause_s()
+                    logger.exception("the watch over a server failed; looking again in %.1f s", pause_s)
+                    stop.wait(pause_s)
         finally:
             self._drain(stop, drain_s)
+
+    def _next_pause_s(self) -> float:
+        """Twice the last pause, unless a server has run well since."""
+        since = self._running_since
+        if since is not None and time.monotonic() - since > _HEALTHY_AFTER_S:
+            self._backoff_s = _FIRST_BACKOFF_S
+        pause_s = self._backoff_s
+        self._backoff_s = min(2 * pause_s, self._watch_config.max_backoff_s)
+        return pause_s
 
     def _step(self) -> None:
         """Look at the running server, or start it again. Raises ServerDiedError when there is none afterwards."""
@@ -120,7 +138,7 @@ def replica_configs(config: ServerConfig, num_replicas: int) -> list[ServerConfi
     """
     if num_replicas == 1:
         return [config]
-    cores = sorted(os.sched_getaffinity(0))
+    cores = _cores()
     each = len(cores) // num_replicas
     num_gpus = sum(1 for path in Path("/dev").glob("nvidia[0-9]*"))
     return [
@@ -135,6 +153,21 @@ def replica_configs(config: ServerConfig, num_replicas: int) -> list[ServerConfi
         )
         for index in range(num_replicas)
     ]
+
+
+def _cores(nodes: Path = Path("/sys/devices/system/node")) -> list[int]:
+    """Order the cores that we may use by memory node, so that each replica keeps to as few nodes as it can."""
+    allowed = os.sched_getaffinity(0)
+    folders = sorted(nodes.glob("node[0-9]*"), key=lambda each: int(each.name.removeprefix("node")))
+    lists = [(each / "cpulist").read_text() for each in folders if (each / "cpulist").is_file()]
+    ordered = [core for text in lists for core in _numbers(text) if core in allowed]
+    return [*ordered, *sorted(allowed - set(ordered))]
+
+
+def _numbers(text: str) -> list[int]:
+    """Read the kernel's form: `0-3,8-11`; a node without cores has none."""
+    ends = [part.split("-") for part in text.strip().split(",") if part]
+    return [number for part in ends for number in range(int(part[0]), int(part[-1]) + 1)]
 
 
 def stepped(port: int, index: int) -> int:

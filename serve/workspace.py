@@ -6,6 +6,7 @@ can take the lock of a folder knows that its owner is gone, and removes the fold
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -13,6 +14,7 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -33,11 +35,12 @@ class Workspace:
         """Sweep what dead servers left, then make and lock a new folder. Raises ResourceError."""
         try:
             root = _root()
-            sweep(root)
             self.id = secrets.token_hex(6)
             self.path = root / self.id
-            self.path.mkdir(mode=0o700)
-            self._lock = _locked(self.path)
+            with _alone(root):
+                _sweep(root)
+                self.path.mkdir(mode=0o700)
+                self._lock = _locked(self.path)
         except OSError as error:
             raise ResourceError(f"cannot make a folder for the server: {error}") from error
         self.shm_prefix = _shm_prefix(self.id)
@@ -82,8 +85,14 @@ class Workspace:
 
 def sweep(root: Path | None = None) -> list[str]:
     """Clean up after servers whose owner is gone; the ids of those cleaned."""
+    root = root or _root()
+    with _alone(root):
+        return _sweep(root)
+
+
+def _sweep(root: Path) -> list[str]:
     cleaned = []
-    for folder in sorted((root or _root()).iterdir()):
+    for folder in sorted(root.iterdir()):
         try:
             lock = _locked(folder)
         except (BlockingIOError, FileNotFoundError, NotADirectoryError):
@@ -103,6 +112,17 @@ def _root() -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise UnsafeRepositoryError(f"{root} is not a folder that only you can write to: remove it")
     return root
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One start at a time: to another one's sweep, a folder that is made and not locked yet looks like a dead server's."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _locked(folder: Path) -> IO[bytes]:
