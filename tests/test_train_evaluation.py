@@ -9,6 +9,8 @@ import pytest
 
 from tests.small_run import small_manifest, small_run
 from train.__main__ import main
+from train.evaluation import _notes
+from train.model import load_run
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,7 @@ def test_other_data_and_leaks(run: Path, tmp_path: Path) -> None:
         (("--slices", "language"), "no column 'language'; it has group"),
         (("--prevalence", "2"), "prevalence must be between 0 and 1"),
         (("--data", "nowhere.csv"), "nowhere.csv does not exist"),
+        (("--policy", "pyproject.toml"), "policy pyproject.toml cannot be used"),
     ],
 )
 def test_wrong_questions_are_explained(
@@ -62,3 +65,13 @@ def test_unknown_labels_are_refused(run: Path, tmp_path: Path, capsys: pytest.Ca
     other.write_text(other.read_text().replace("star", "moon"))
     assert main(["evaluate", str(run), "--data", str(other), "--split", "all"]) == 1
     assert "has the labels moon; the run knows circle, star" in capsys.readouterr().err
+
+
+def test_what_is_not_known_of_the_data_is_noted(run: Path, tmp_path: Path) -> None:
+    """A manifest that changed since training, and training data that are gone."""
+    loaded, manifest = load_run(run), run / "data" / "manifest.csv"
+    loaded.record["data"]["sha256"] = "0" * 64
+    (changed,) = _notes(loaded, manifest, manifest, unknown_leaks=False)
+    assert "has changed since the run was trained" in changed
+    (gone,) = _notes(loaded, tmp_path / "other.csv", tmp_path / "gone.csv", unknown_leaks=True)
+    assert "leaks were not looked for" in gone

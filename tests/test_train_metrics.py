@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from train import metrics
 from train.backbones import build_backbone
 from train.calibrate import calibrate
+from train.evaluate import Scored, _in_the_world, share, slices
 from train.model import ModerationModel
 from train.reliability import calibration_error
+from train.summary import left_out, percent
 
 
 def draw(num: int = 300, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -96,3 +99,38 @@ def test_calibration_finds_slope_and_offset() -> None:
     assert float(model.scale.min()) > 0.0
     scores = model.scores(torch.from_numpy(3.0 * z + 2.0)).numpy()
     assert scores[:, 0].mean() == pytest.approx(truth[:, 0].mean(), abs=0.02)
+
+
+def test_share_without_errors_has_an_exact_interval() -> None:
+    """0 of 40 is not 0 for sure: the interval is Clopper and Pearson's, and counts groups, not images."""
+    of, none = np.ones(80, bool), np.zeros(80, bool)
+    groups = [str(index // 2) for index in range(80)]
+    found = share(none, of, metrics.resampled(groups, num=50), groups)
+    exact = binomtest(0, 40).proportion_ci(0.95, method="exact")
+    assert found == {"value": 0.0, "low": 0.0, "high": pytest.approx(exact.high)}
+    assert metrics.exact(1.0, 40)["low"] == pytest.approx(1.0 - exact.high)
+
+
+def test_precision_of_nothing_is_not_zero() -> None:
+    """A policy that never blocks has no precision of blocking."""
+    rates = {
+        f"{kind}_{decision}": {"value": float(decision == "allow")}
+        for kind in ("harmful", "harmless")
+        for decision in ("allow", "review", "block")
+    }
+    world = _in_the_world(rates, 0.01)
+    assert world["block_precision"] is None
+    assert percent(world["block_precision"]) == "-"
+
+
+def test_slices_without_a_figure_are_named() -> None:
+    """A value with few images, or of one kind only, stands last with the reason."""
+    scores, target = draw(60)
+    target[40:] = 0.0
+    scored = Scored(
+        labels=("x",), scores=scores[:, None], raw=scores[:, None], truth=target[:, None],
+        groups=tuple(map(str, range(60))), harmful=np.array([True]),
+    )  # fmt: skip
+    rows = slices(scored, ["a"] * 35 + ["few"] * 5 + ["harmless"] * 20)
+    assert [row["name"] for row in rows] == ["a", "few", "harmless"]
+    assert "few (5: fewer than 20 images), harmless (20: all its images are harmless)" in left_out(rows)

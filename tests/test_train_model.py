@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,12 @@ def test_broken_run_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be read"):
         load_run(run)
     (run / "model.safetensors").write_bytes(kept)
+    record = (run / "training.json").read_text()
+    other = json.loads(record)["weights_sha256"].translate(str.maketrans("01", "10"))
+    (run / "training.json").write_text(json.dumps(json.loads(record) | {"weights_sha256": other}))
+    with pytest.raises(RunError, match=r"not the file that training\.json was written for"):
+        load_run(run)
+    (run / "training.json").write_text(record)
     (run / "training.json").write_text((run / "training.json").read_text().replace("_lite0", "_lite2"))
     with pytest.raises(RunError, match="does not fit efficientnet_lite2"):
         load_run(run)

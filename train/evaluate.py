@@ -74,24 +74,31 @@ def _label(scored: Scored, column: int, policy: Policy, weights: Floats) -> dict
     }
     for name in ("review", "block"):
         edge = getattr(threshold, name)
-        found[f"at_{name}"] = None if edge is None else _at(scores >= edge, truth, weights)
+        found[f"at_{name}"] = None if edge is None else _at(scores >= edge, truth, weights, scored.groups)
     return found
 
 
-def _at(flagged: NDArray[np.bool_], truth: NDArray[np.float32], weights: Floats) -> dict[str, Any]:
+def _at(
+    flagged: NDArray[np.bool_], truth: NDArray[np.float32], weights: Floats, groups: Sequence[str]
+) -> dict[str, Any]:
     """Precision and recall of what is at or above a threshold."""
     return {
-        "precision": share(truth > 0.5, flagged, weights),
-        "recall": share(flagged, truth > 0.5, weights),
+        "precision": share(truth > 0.5, flagged, weights, groups),
+        "recall": share(flagged, truth > 0.5, weights, groups),
         "num_flagged": int(flagged.sum()),
     }
 
 
-def share(what: NDArray[np.bool_], of: NDArray[np.bool_], weights: Floats) -> dict[str, float | None]:
-    """Share of the images `of` that are also `what`, with its interval."""
+def share(
+    what: NDArray[np.bool_], of: NDArray[np.bool_], weights: Floats, groups: Sequence[str]
+) -> dict[str, float | None]:
+    """Share of the images `of` that are also `what`, with its interval: exact over groups where resampling gives no width."""
     total = weights @ of
     values = np.divide(weights @ (what & of), total, out=np.full(len(weights), np.nan), where=total > 0.0)
-    return interval(values)
+    found = interval(values)
+    if found["value"] is None or found["low"] != found["high"]:
+        return found
+    return metrics.exact(found["value"], len({groups[index] for index in np.flatnonzero(of)}))
 
 
 def decide(scores: NDArray[np.float32], policy: Policy) -> NDArray[np.int64]:
@@ -106,20 +113,27 @@ def decisions(scored: Scored, policy: Policy, weights: Floats, prevalence: float
     rates: dict[str, Mapping[str, float | None]] = {}
     for word, kind in (("harmful", unsafe), ("harmless", ~unsafe)):
         for decision in Decision:
-            rates[f"{word}_{decision}"] = share(decided == decision, kind, weights)
+            rates[f"{word}_{decision}"] = share(decided == decision, kind, weights, scored.groups)
     return {
         "confusion": {
             word: {str(decision): int((decided[kind] == decision).sum()) for decision in Decision}
             for word, kind in (("harmful", unsafe), ("harmless", ~unsafe))
         },
-        "review_share": share(decided == Decision.REVIEW, np.ones(len(decided), bool), weights),
+        "review_share": share(
+            decided == Decision.REVIEW, np.ones(len(decided), bool), weights, scored.groups
+        ),
         **rates,
         "in_the_world": _in_the_world(rates, prevalence),
     }
 
 
-def _in_the_world(rates: Mapping[str, Mapping[str, float | None]], prevalence: float) -> dict[str, float]:
-    """Precision and reviews per million at the stated prevalence; the split's own share of positives is not the world's."""
+def _in_the_world(
+    rates: Mapping[str, Mapping[str, float | None]], prevalence: float
+) -> dict[str, float | None]:
+    """Precision and reviews per million at the stated prevalence; the split's own share of positives is not the world's.
+
+    The precision of what never happens is None.
+    """
 
     def mixed(decision: str) -> tuple[float, float]:
         harmful, harmless = (rates[f"{word}_{decision}"]["value"] or 0.0 for word in ("harmful", "harmless"))
@@ -128,8 +142,8 @@ def _in_the_world(rates: Mapping[str, Mapping[str, float | None]], prevalence: f
     blocked, reviewed, allowed = mixed("block"), mixed("review"), mixed("allow")
     return {
         "prevalence": prevalence,
-        "block_precision": blocked[0] / max(sum(blocked), 1e-12),
-        "review_precision": reviewed[0] / max(sum(reviewed), 1e-12),
+        "block_precision": blocked[0] / sum(blocked) if sum(blocked) else None,
+        "review_precision": reviewed[0] / sum(reviewed) if sum(reviewed) else None,
         "reviews_per_million": 1e6 * sum(reviewed),
         "missed_per_million": 1e6 * allowed[0],
         "false_blocks_per_million": 1e6 * blocked[1],
@@ -150,17 +164,23 @@ def paired_difference(
 
 
 def slices(scored: Scored, names: Sequence[str], smallest: int = 20) -> list[dict[str, Any]]:
-    """Unsafe-vs-harmless AUROC of each value of a column with enough images, worst first."""
-    found = []
-    for name in sorted(set(names)):
-        chosen = np.array([each == name for each in names])
-        if chosen.sum() < smallest or len(set(scored.unsafe[chosen])) < 2:
-            continue
-        groups = [group for group, here in zip(scored.groups, chosen, strict=True) if here]
-        weights = metrics.resampled(groups, num=300)
-        area = interval(metrics.auroc(scored.worst[chosen], scored.unsafe[chosen], weights))
-        positives = int(scored.unsafe[chosen].sum())
-        found.append(
-            {"name": name, "num_images": int(chosen.sum()), "num_positives": positives, "auroc": area}
-        )
-    return sorted(found, key=lambda each: each["auroc"]["value"])
+    """Unsafe-vs-harmless AUROC of each value of a column, worst first; values with too few images stand last, with the reason."""
+    found = [
+        _slice(scored, name, np.array([each == name for each in names]), smallest)
+        for name in sorted(set(names))
+    ]
+    return sorted(found, key=lambda each: (each["auroc"]["value"] is None, each["auroc"]["value"] or 0.0))
+
+
+def _slice(scored: Scored, name: str, chosen: NDArray[np.bool_], smallest: int) -> dict[str, Any]:
+    """One value of a column; `left_out` says why it has no figure."""
+    num, positives = int(chosen.sum()), int(scored.unsafe[chosen].sum())
+    row: dict[str, Any] = {"name": name, "num_images": num, "num_positives": positives}
+    if num < smallest:
+        return {**row, "auroc": metrics.UNDEFINED, "left_out": f"fewer than {smallest} images"}
+    if positives in {0, num}:
+        kind = "harmful" if positives else "harmless"
+        return {**row, "auroc": metrics.UNDEFINED, "left_out": f"all its images are {kind}"}
+    groups = [group for group, here in zip(scored.groups, chosen, strict=True) if here]
+    weights = metrics.resampled(groups, num=300)
+    return {**row, "auroc": interval(metrics.auroc(scored.worst[chosen], scored.unsafe[chosen], weights))}

@@ -11,15 +11,18 @@ import numpy as np
 import tyro
 from scipy.special import expit, softmax
 
+from moderation_client import PolicyError
 from moderation_client.policy import Policy
 from train import data
 from train.checks import fingerprints, leaks
 from train.data import Example
-from train.errors import DataError
+from train.errors import DataError, RunError
 from train.evaluate import Scored, evaluate, slices
+from train.files import write_text
 from train.model import LoadedRun, load_run
+from train.record import file_sha256
 from train.scoring import image_logits, probabilities
-from train.summary import figure
+from train.summary import figure, left_out, percent
 from train.task import NEUTRAL
 
 MIN_SLICE = 20
@@ -52,12 +55,12 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     if not 0.0 < config.prevalence < 1.0:
         raise DataError(f"prevalence must be between 0 and 1, got {config.prevalence}")
     loaded = load_run(config.run)
-    policy = Policy.load(config.policy) if config.policy else loaded.policy
-    policy.check_labels(loaded.spec.labels)
+    policy = _policy(config.policy, loaded)
     trained_on = Path(loaded.record["data"]["manifest"])
     manifest = config.data or trained_on
     examples = _chosen(manifest, config.split, loaded)
     scored = score_examples(loaded, examples)
+    leaked = _leaks(trained_on, examples) if config.leaks else None
     results: dict[str, Any] = {
         "schema_version": 1,
         "data": str(manifest),
@@ -68,13 +71,39 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
             column: slices(scored, data.column_values(examples, column), MIN_SLICE)
             for column in config.slices
         },
-        "leaks": _leaks(trained_on, examples) if config.leaks else None,
+        "leaks": leaked,
+        "notes": _notes(loaded, manifest, trained_on, unknown_leaks=config.leaks and leaked is None),
     }
     out = config.out or config.run / "evaluation.json"
-    out.write_text(json.dumps(results, indent=1) + "\n")
+    write_text(out, json.dumps(results, indent=1) + "\n")
     print_evaluation(results)
     print(f"written: {out}")
     return results
+
+
+def _policy(path: Path | None, loaded: LoadedRun) -> Policy:
+    """The policy to judge by. Raises RunError when the file is no policy for the run's labels."""
+    try:
+        policy = Policy.load(path) if path else loaded.policy
+        policy.check_labels(loaded.spec.labels)
+    except (OSError, PolicyError) as error:
+        raise RunError(f"policy {path} cannot be used: {error}") from error
+    return policy
+
+
+def _notes(loaded: LoadedRun, manifest: Path, trained_on: Path, *, unknown_leaks: bool) -> list[str]:
+    """What a reader of the figures must know of the data."""
+    notes = []
+    known = loaded.record["data"].get("sha256")
+    if manifest == trained_on and known and file_sha256(manifest) != known:
+        notes.append(
+            f"{manifest} has changed since the run was trained (its SHA-256 is another): splits and labels may be others too"
+        )
+    if unknown_leaks:
+        notes.append(
+            f"leaks were not looked for: the training data {trained_on} are not here, so images may have been trained on"
+        )
+    return notes
 
 
 def _chosen(manifest: Path, split: str | None, loaded: LoadedRun) -> list[Example]:
@@ -140,12 +169,16 @@ def print_evaluation(results: dict[str, Any]) -> None:
     world = results["decisions"]["in_the_world"]
     print(
         f"at {world['prevalence']:.2%} harmful: {world['reviews_per_million']:,.0f} reviews per million, "
-        f"{world['block_precision']:.1%} of what is blocked is harmful"
+        f"{percent(world['block_precision'])} of what is blocked is harmful"
     )
     for column, rows in results["slices"].items():
-        for row in rows[:3]:
+        for row in [row for row in rows if "left_out" not in row][:3]:
             print(
                 f"  weakest by {column}: {row['name']}, AUROC {figure(row['auroc'])}, {row['num_images']} images"
             )
+        if left_out(rows):
+            print(f"  by {column} {left_out(rows)}")
+    for note in results["notes"]:
+        print(f"note: {note}")
     for leak in (results["leaks"] or [])[:5]:
         print(f"  leak: {leak}")

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 Floats = NDArray[np.float64]
 Metric = Callable[[NDArray[np.float32], NDArray[np.float32], Floats], Floats]
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
+UNDEFINED: dict[str, float | None] = {"value": None, "low": None, "high": None}
 
 
 def _sums(scores: NDArray[np.float32], target: NDArray[np.float32], weights: Floats) -> tuple[Floats, Floats]:
@@ -84,6 +86,17 @@ def interval(values: Floats) -> dict[str, float | None]:
     """Point (the first value) and percentile interval of the others; None where it is not defined."""
     drawn = values[1:][~np.isnan(values[1:])]
     if np.isnan(values[0]) or not len(drawn):
-        return {"value": None, "low": None, "high": None}
+        return dict(UNDEFINED)
     low, high = np.quantile(drawn, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
+
+
+def exact(value: float, num: int) -> dict[str, float | None]:
+    """A share of `num` independent groups with its two-sided interval (Clopper and Pearson, 1934).
+
+    For shares that no resample changes: 0 of 40 is not known to be 0. A share that is no whole number of groups counts as it is.
+    """
+    tail, hits = (1.0 - LEVEL) / 2.0, value * num
+    low = 0.0 if hits <= 0.0 else float(beta.ppf(tail, hits, num - hits + 1.0))
+    high = 1.0 if hits >= num else float(beta.ppf(1.0 - tail, hits + 1.0, num - hits))
+    return {"value": value, "low": low, "high": high}

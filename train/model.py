@@ -5,6 +5,7 @@ Also how it is kept: a run directory with `model.safetensors`, `spec.json`, `pol
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from moderation_client import ContractError, PolicyError
@@ -20,8 +21,10 @@ from moderation_client.contract import ModelSpec, Task
 from moderation_client.policy import Policy
 from train.backbones import Backbone, build_backbone
 from train.errors import RunError
+from train.files import write_tensors, write_text
 
 RECORD_SCHEMA_VERSION = 1
+MODEL_FILE = "model.safetensors"
 
 
 class ModerationModel(nn.Module):
@@ -82,19 +85,18 @@ class LoadedRun:
 def save_run(
     run: Path, *, model: ModerationModel, spec: ModelSpec, policy: Policy, record: dict[str, Any]
 ) -> None:
-    """Write the four files that make a run loadable. `record` needs the key `backbone`."""
+    """Write the four files that make a run loadable. `record` needs the key `backbone`.
+
+    training.json comes last and names the weights, so that a kill between two files leaves a run that `load_run` refuses, never new
+    weights under an old policy. Raises RunError when a file cannot be written.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_tensors(run / MODEL_FILE, model.state_dict())
     record = {"schema_version": RECORD_SCHEMA_VERSION, "task": model.task, **record}
-    try:
-        save_file(tensors, run / "model.safetensors.part")
-        (run / "model.safetensors.part").chmod(0o644)  # safetensors writes for the owner alone
-        (run / "model.safetensors.part").replace(run / "model.safetensors")
-        (run / "spec.json").write_text(spec.to_json() + "\n")
-        (run / "policy.json").write_text(policy.to_json(indent=1) + "\n")
-        (run / "training.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise RunError(f"run {run} cannot be written: {error}") from error
+    record["weights_sha256"] = hashlib.sha256((run / MODEL_FILE).read_bytes()).hexdigest()
+    write_text(run / "spec.json", spec.to_json() + "\n")
+    write_text(run / "policy.json", policy.to_json(indent=1) + "\n")
+    write_text(run / "training.json", json.dumps(record, indent=1, default=str) + "\n")
 
 
 def load_run(run: Path) -> LoadedRun:
@@ -105,16 +107,28 @@ def load_run(run: Path) -> LoadedRun:
         spec = ModelSpec.from_json((run / "spec.json").read_bytes())
         policy = Policy.load(run / "policy.json")
         policy.check_labels(spec.labels)
-        tensors = load_file(run / "model.safetensors")
+        content = (run / MODEL_FILE).read_bytes()
+        tensors = load_tensors(content)
     except (OSError, ContractError, PolicyError, safetensors.SafetensorError) as error:
         raise RunError(f"run {run} cannot be read: {error}") from error
+    _check_weights(run, content, record)
     backbone = build_backbone(record["backbone"], image_size=spec.image.height)
     model = ModerationModel(backbone, num_labels=len(spec.labels), task=spec.task)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise RunError(f"{run / 'model.safetensors'} does not fit {record['backbone']}: {error}") from error
+        raise RunError(f"{run / MODEL_FILE} does not fit {record['backbone']}: {error}") from error
     return LoadedRun(path=run, model=model.eval(), spec=spec, policy=policy, record=record)
+
+
+def _check_weights(run: Path, content: bytes, record: dict[str, Any]) -> None:
+    """Raise RunError when training.json was written for other weights; runs from before it named them are taken as they are."""
+    expected = record.get("weights_sha256")
+    if expected and hashlib.sha256(content).hexdigest() != expected:
+        raise RunError(
+            f"{run / MODEL_FILE} is not the file that training.json was written for: writing the run was interrupted, or a file "
+            "was exchanged; finish it with --resume, or train again"
+        )
 
 
 def _read_record(run: Path) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from moderation_client.contract import ModelSpec
 from train import averaging, data, record
 from train.config import TrainConfig
+from train.files import write_tensors, write_text
 from train.frozen import frozen_depth
 from train.judge import fast_precision, judge
 from train.loaders import Loaders
@@ -56,7 +57,7 @@ def train(config: TrainConfig) -> Path | None:
     save_run(config.run, model=model, spec=spec, policy=policy, record=run_record)
     results["scratch"] = record.load_scratch(config.scratch_result)
     results["seconds"] = seconds | {"total": time.monotonic() - started}
-    (config.run / "metrics.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_text(config.run / "metrics.json", json.dumps(results, indent=1) + "\n")
     write_report(config.run)
     return config.run
 
@@ -124,7 +125,7 @@ def _start(classifier: Classifier, loaders: Loaders) -> dict[str, torch.Tensor]:
         for old in folder.glob("epoch-*.ckpt"):
             old.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in classifier.model.state_dict().items()}, kept)
+        write_tensors(kept, classifier.model.state_dict())
     return averaging.snapshot(classifier.model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import platform
 import subprocess
@@ -22,6 +23,7 @@ from train.config import TrainConfig
 from train.data import Example
 from train.errors import RunError
 from train.evaluate import Scored
+from train.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +100,17 @@ def commit() -> str | None:
 
 def save_scores(run: Path, splits: Mapping[str, tuple[Sequence[Example], Scored]]) -> None:
     """Write scores.csv: one row an image of the held-out splits, with its truth, plain and calibrated scores."""
-    with (run / SCORES_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        labels = next(iter(splits.values()))[1].labels
-        before = [f"before calibration: {label}" for label in labels]
-        writer.writerow(["split", "path", "group", "source", "labels", *labels, *before])
-        for split, (examples, scored) in splits.items():
-            for example, row in zip(examples, np.hstack([scored.scores, scored.raw]), strict=True):
-                scores = [f"{value:.7g}" for value in row]
-                shown = ";".join(example.labels)
-                writer.writerow([split, example.path, example.group, example.source, shown, *scores])
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    labels = next(iter(splits.values()))[1].labels
+    before = [f"before calibration: {label}" for label in labels]
+    writer.writerow(["split", "path", "group", "source", "labels", *labels, *before])
+    for split, (examples, scored) in splits.items():
+        for example, row in zip(examples, np.hstack([scored.scores, scored.raw]), strict=True):
+            scores = [f"{value:.7g}" for value in row]
+            shown = ";".join(example.labels)
+            writer.writerow([split, example.path, example.group, example.source, shown, *scores])
+    write_text(run / SCORES_FILE, file.getvalue())
 
 
 def load_scores(run: Path, exempt: frozenset[str] = frozenset({"neutral"})) -> dict[str, ScoredImages]:

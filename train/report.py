@@ -14,10 +14,11 @@ from typing import Any
 
 from train import plots
 from train.evaluate import Scored
+from train.files import write_text
 from train.gallery import NUM_SHOWN, Mistake, gallery
 from train.model import LoadedRun, load_run
 from train.record import ScoredImages, load_scores
-from train.summary import evidence_lines
+from train.summary import evidence_lines, left_out, percent
 
 TEMPLATE = Path(__file__).with_name("report.html")
 Row = Sequence[str]
@@ -44,7 +45,7 @@ def write_report(run: Path) -> Path:
     ]
     page = run / "report.html"
     title = html.escape(f"Run {run.name}")
-    page.write_text(Template(TEMPLATE.read_text()).substitute(title=title, body="\n".join(sections)))
+    write_text(page, Template(TEMPLATE.read_text()).substitute(title=title, body="\n".join(sections)))
     return page
 
 
@@ -155,7 +156,7 @@ def _policy(loaded: LoadedRun, results: Mapping[str, Any]) -> str:
     text = (
         f"On the test split. If {world['prevalence']:.1%} of uploads are harmful, a million uploads mean "
         f"{world['reviews_per_million']:,.0f} reviews, {world['missed_per_million']:,.0f} harmful images allowed and "
-        f"{world['false_blocks_per_million']:,.0f} harmless ones blocked; {world['block_precision']:.0%} of what is blocked is harmful."
+        f"{world['false_blocks_per_million']:,.0f} harmless ones blocked; {percent(world['block_precision'])} of what is blocked is harmful."
     )
     return (
         "".join(items)
@@ -188,8 +189,13 @@ def _cost(test: Scored, results: Mapping[str, Any]) -> str:
 
 
 def _slices(results: Mapping[str, Any]) -> str:
-    parts = [_plot(plots.worst_slices(rows, column)) for column, rows in results["slices"].items() if rows]
-    return "".join(parts) or "<p>No column with two slices of twenty images.</p>"
+    parts = []
+    for column, rows in results["slices"].items():
+        if any(row["auroc"]["value"] is not None for row in rows):
+            parts.append(_plot(plots.worst_slices(rows, column)))
+        if left_out(rows):
+            parts.append(f"<p class='dim'>{html.escape(f'By {column} {left_out(rows)}.')}</p>")
+    return "".join(parts) or "<p>No column to slice by.</p>"
 
 
 def _mistakes(name: str, images: ScoredImages) -> str:

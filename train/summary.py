@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +72,18 @@ def figure(value: Mapping[str, float | None]) -> str:
     if value["value"] is None:
         return "not defined"
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def percent(value: float | None) -> str:
+    """`93 %`; `-` for the share of nothing."""
+    return "-" if value is None else f"{value:.0%}"
+
+
+def left_out(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Sentence on the slices that have no figure; empty when all have one."""
+    named = [
+        f"{row['name'] or '(empty)'} ({row['num_images']}: {row['left_out']})"
+        for row in rows
+        if "left_out" in row
+    ]
+    return f"without a figure: {', '.join(named)}" if named else ""
