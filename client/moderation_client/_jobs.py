@@ -70,6 +70,8 @@ class Batch:
     """What goes into one request."""
 
     parts: tuple[Part, ...]
+    since: float = field(default_factory=time.monotonic)
+    """When it was put together."""
 
     @property
     def num_views(self) -> int:

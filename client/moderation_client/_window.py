@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from moderation_client._errors import DeadlineExceededError, ModerationError
+from moderation_client._errors import DeadlineExceededError, ModerationError, OverloadedError
 from moderation_client._jobs import Batch, Job, Part
 from moderation_client._judging import JudgedView, verdict_of
+from moderation_client._pace import Pace
 from moderation_client.results import Verdict
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Window:
         self._num_decoding = 0
         self._num_waiting_views = 0
         self._num_in_flight = 0
+        self._pace = Pace()
         self._held_bytes = 0
         self._num_admitted = 0
         self.failed = False
@@ -120,10 +122,15 @@ class Window:
         few = self._num_decoding > 0 and self._num_waiting_views < min(max_views, COMPANY)
         if few and time.monotonic() - self._waiting[0].since < LINGER_S:
             return None
-        parts = self._fill(max_views, max_bytes)
+        room = self._pace.room(min(max_views, self._num_waiting_views))
+        if not room:
+            return None
+        parts = self._fill(room, max_bytes)
         self._take(parts)
+        batch = Batch(tuple(parts))
         self._num_in_flight += 1
-        return Batch(tuple(parts))
+        self._pace.sent(batch.num_views)
+        return batch
 
     def _fill(self, max_views: int, max_bytes: int) -> list[Part]:
         """Parts from the front of the queue that fit into one request and share one image spec."""
@@ -154,7 +161,7 @@ class Window:
 
     def answered(self, batch: Batch, views: list[JudgedView], attempts: int, infer_s: float) -> None:
         """The batch was judged: `views` in its order."""
-        self._num_in_flight -= 1
+        self._returned(batch)
         offset = 0
         for part in batch.parts:
             job, size = part.job, part.stop - part.start
@@ -169,7 +176,7 @@ class Window:
 
     def settled(self, batch: Batch, outcomes: list[Verdict | ModerationError]) -> None:
         """The server decided for the batch itself: one outcome an image."""
-        self._num_in_flight -= 1
+        self._returned(batch)
         for part, outcome in zip(batch.parts, outcomes, strict=True):
             if part.is_current:
                 self.failed |= isinstance(outcome, ModerationError)
@@ -178,10 +185,16 @@ class Window:
     def broke(self, batch: Batch, error: ModerationError, attempts: int = 0) -> None:
         """The batch could not be judged, by no fault of its images."""
         self._num_in_flight -= 1
+        self._pace.failed(batch.num_views, overloaded=isinstance(error, OverloadedError))
         for part in batch.parts:
             part.job.attempts += attempts
             if part.is_current:
                 self.fail(part.job, error)
+
+    def _returned(self, batch: Batch) -> None:
+        """An answer came."""
+        self._num_in_flight -= 1
+        self._pace.answered(batch.num_views, time.monotonic() - batch.since)
 
     def fail(self, job: Job, error: ModerationError) -> None:
         """One image met trouble that is not its own."""
@@ -194,7 +207,7 @@ class Window:
 
         Each at most `MAX_REDOS` times; after that `error` is its outcome.
         """
-        self._num_in_flight -= 1
+        self._returned(batch)
         again = []
         gone = dict.fromkeys(part.job for part in batch.parts if part.is_current)
         self._keep_waiting(lambda part: part.job not in gone)
@@ -222,7 +235,8 @@ class Window:
         Deadlines never decrease from one image to the next, so the first open one is the earliest.
         """
         times = [job.deadline + GRACE_S for job in itertools.islice(self._open_jobs(), 1)]
-        if self._waiting and self._num_in_flight < self._max_in_flight:
+        may_send = self._num_in_flight < self._max_in_flight and self._pace.room(self._num_waiting_views)
+        if self._waiting and may_send:  # else an answer makes the shell look again
             times.append(self._waiting[0].since + LINGER_S)
         return min(times, default=None)
 
