@@ -13,7 +13,8 @@ demo: $(READY)   ## data -> training -> ONNX -> Triton -> verdicts -> latency, a
 	$(BIN)/python benchmarks/demo.py
 
 test: $(READY)   ## the whole suite, against the real Triton server
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 lint: $(READY)   ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

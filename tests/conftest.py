@@ -15,6 +15,37 @@ from tests.client_fixtures import client_kind, connected_client, fake_server  # 
 from tests.small_model import build_repository
 
 StartServer = Callable[..., TritonServer]
+TOGETHER = (
+    "test_architecture",
+    "test_client_cli",
+    "test_client_contract",
+    "test_client_fault_table",
+    "test_client_images",
+    "test_client_pace",
+    "test_client_package",
+    "test_client_policy",
+    "test_deploy_autoscaling",
+    "test_deploy_container",
+    "test_deploy_docs",
+    "test_deploy_kubernetes",
+    "test_export_foreign",
+    "test_export_int8",
+    "test_export_lint",
+    "test_export_parity",
+    "test_export_releases",
+    "test_export_run",
+    "test_export_transfer",
+    "test_readme",
+    "test_train",
+)
+"""Beginnings of the files whose tests may run beside others: none of them looks at a clock or at what a server does under load."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that needs the machine for itself, so that `make test` can run the others two at a time."""
+    for item in items:
+        if not item.path.name.startswith(TOGETHER):
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(scope="session")
