@@ -35,8 +35,6 @@ TUNED = {
 """Name -> file and goal of the searches."""
 SLO_MS = 250.0
 """Of the open-loop run."""
-PATIENCE_US = 60_000_000
-"""How long requests may wait where one caller sends a thousand files at once: that run is about the client's cost, not about queue limits."""
 RATE_PER_S = 60.0
 """ResNet-50 INT8 on two cores, where no search says it better."""
 
@@ -112,7 +110,7 @@ def commands(config: FiguresConfig, folder: Path, tuned: Tuned) -> Iterator[tupl
     """Name and arguments of every other figure; variants of the network's repository lie in `folder`."""
     serve = ["--serve", "--repository"]
     ceiling = ["--in-process", "--rounds", "7", "--window-s", "3", "--concurrency", "16", "--batch-size", "1"]
-    one, fp32, int8, lone, patient, limited = (str(folder / name) for name in variants(tuned))
+    one, fp32, int8, lone, limited = (str(folder / name) for name in variants(tuned))
     yield "footprint", ["footprint.py", "--repository", str(config.repository)]
     yield "decode", ["decode.py"]
     yield "client", ["client.py", "--num-images", "5000"]
@@ -127,7 +125,7 @@ def commands(config: FiguresConfig, folder: Path, tuned: Tuned) -> Iterator[tupl
     yield "compare-jpeg", compare
     yield "compare-pixels", [*compare, "--input", "pixels", "--slice-s", "3"]
     yield "stages", ["stages.py", *serve, int8]
-    yield "moderate", ["moderate.py", *serve, patient]
+    yield "moderate", ["moderate.py", *serve, int8]
     found = limits(tuned.shapes["int8"], tuned.int8_per_s)
     queue = ["--max-queue-size", str(found.max_queue_size), "--queue-timeout-ms", str(found.timeout_ms)]
     slo = ["--slo-p99-ms", f"{SLO_MS:g}"]
@@ -154,7 +152,6 @@ def variants(tuned: Tuned) -> Mapping[str, Settings]:
         "fp32": shapes["fp32"].settings("model.onnx"),
         "int8": shapes["int8"].settings("model_int8.onnx"),
         "lone": shapes["lone"].settings("model.onnx"),
-        "patient": replace(shapes["int8"].settings("model_int8.onnx"), queue_timeout_us=PATIENCE_US),
         "limited": replace(shapes["int8"], max_batch_size=smaller).settings("model_int8.onnx"),
     }
 
