@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import trustme
+from tritonclient.grpc import service_pb2
 
 from benchmarks.fault_kinds import FAULTS, started
 from benchmarks.fault_load import Load
 from benchmarks.fault_replicas import Replica
 from moderation_client import ModerationClient
+from tests.api_calls import printed, table, write
 from tests.proxies import KINDS, Proxy, raw_exchange, running_proxy
 from tests.serving import eventually
 from tests.small_model import SIZE
 from tests.test_faults_replicas import known_images
 
-PATIENCE_S = 1
+PATIENCE_S, LITTLE_PATIENCE_S = 10, 3
+"""As in the configurations, for honest callers on a busy machine; and less, where a test waits for it."""
+DOCUMENT = Path(__file__).parent.parent / "docs" / "threat_model.md"
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +58,25 @@ def proxy(
     request: pytest.FixtureRequest, pair: list[Replica], tls: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:
     """Each of the proxies before the two servers."""
-    folder = tmp_path_factory.mktemp(request.param)
-    servers = [each.ports for each in pair]
-    with running_proxy(
-        request.param,
-        folder,
-        servers=servers,
-        cert=tls / "cert.pem",
-        key=tls / "key.pem",
-        patience_s=PATIENCE_S,
-    ) as found:
+    with _before(request.param, pair, tls, tmp_path_factory.mktemp(request.param), PATIENCE_S) as found:
         yield found
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def impatient(
+    request: pytest.FixtureRequest, pair: list[Replica], tls: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    """The same with little patience for slow requests."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with _before(request.param, pair, tls, folder, LITTLE_PATIENCE_S) as found:
+        yield found
+
+
+def _before(
+    kind: str, pair: list[Replica], tls: Path, folder: Path, patience_s: int
+) -> AbstractContextManager[Proxy]:
+    files = {"cert": tls / "cert.pem", "key": tls / "key.pem"}
+    return running_proxy(kind, folder, servers=[each.ports for each in pair], patience_s=patience_s, **files)
 
 
 def _url(proxy: Proxy, kind: str) -> str:
@@ -112,17 +129,67 @@ HOSTILE = {
     "head that never ends (slow-loris)": (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nX-", {"408", "closed"}),
     "repository control": (_post("/v2/repository/index", b""), {"403"}),
     "path trick": (_post("/v2/models/moderation/../../repository/index", b""), {"400", "403"}),
+    "encoded path trick": (
+        _post("/v2/repository/index/..%2f..%2fmodels/moderation/infer", b"{}"),
+        {"403"},
+    ),
+    "two dots for a model": (_post("/v2/models/../infer", b"{}"), {"400", "403"}),
+    "two slashes": (_post("/v2//models/moderation/infer", b"{}"), {"403"}),
     "metrics": (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", {"403"}),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_request_is_refused(proxy: Proxy, pair: list[Replica], tls: Path, name: str) -> None:
+def test_hostile_request_is_refused(impatient: Proxy, pair: list[Replica], tls: Path, name: str) -> None:
     """Oversize, malformed, endless and lying requests get an error or a closed connection, and the servers live on."""
     data, wanted = HOSTILE[name]
     before = {each.server().pid for each in pair}
-    assert raw_exchange(proxy.https_port, data, trusted=tls / "ca.pem") in wanted
+    assert raw_exchange(impatient.https_port, data, trusted=tls / "ca.pem") in wanted
     assert {each.server().pid for each in pair} == before
+
+
+def test_hostile_requests_are_documented() -> None:
+    """The table in the documentation has what is sent and answered here."""
+    rows = [(name, " or ".join(sorted(wanted))) for name, (_, wanted) in HOSTILE.items()]
+    content = table(("request", "answer"), rows)
+    if os.environ.get("WRITE_DOCS"):
+        write(DOCUMENT, "hostile", content)
+    assert printed(DOCUMENT, "hostile") == content, f"WRITE_DOCS=1 python -m pytest {__file__} writes it anew"
+
+
+def _call(proxy: Proxy, tls: Path, messages: Iterator[bytes]) -> grpc.RpcError:
+    """Send `messages` as the pieces of one gRPC call; the error that it ends in."""
+    credentials = grpc.ssl_channel_credentials((tls / "ca.pem").read_bytes())
+    options = (("grpc.max_send_message_length", -1),)
+    with grpc.secure_channel(f"localhost:{proxy.grpc_port}", credentials, options=options) as channel:
+        infer: Any = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer", None, None)
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(messages, timeout=60.0)
+    error: grpc.RpcError = caught.value
+    return error
+
+
+def test_oversize_grpc_message(impatient: Proxy, pair: list[Replica], tls: Path) -> None:
+    """What nginx counts it refuses; HAProxy cannot and says so in its configuration: Triton refuses it then, and lives on."""
+    before = {each.server().pid for each in pair}
+    message = service_pb2.ModelInferRequest(model_name="moderation", raw_input_contents=[bytes(40 * 2**20)])
+    error: Any = _call(impatient, tls, iter([message.SerializeToString()]))
+    by_triton = error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert by_triton is (impatient.kind == "haproxy"), error
+    assert {each.server().pid for each in pair} == before
+
+
+def test_grpc_call_without_a_message_is_dropped(impatient: Proxy, tls: Path) -> None:
+    """Who opens a call and sends nothing is given up long before the call's own deadline."""
+    end = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        end.wait(50.0)
+        yield from ()
+
+    error: Any = _call(impatient, tls, nothing())
+    end.set()
+    assert error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED, error
 
 
 def test_token_opens_nothing_from_outside(proxy: Proxy, tls: Path) -> None:
@@ -131,21 +198,21 @@ def test_token_opens_nothing_from_outside(proxy: Proxy, tls: Path) -> None:
     assert raw_exchange(proxy.https_port, request, trusted=tls / "ca.pem") == "403"
 
 
-def test_many_slow_callers_do_not_keep_others_out(proxy: Proxy, pair: list[Replica], tls: Path) -> None:
+def test_many_slow_callers_do_not_keep_others_out(impatient: Proxy, pair: list[Replica], tls: Path) -> None:
     """Forty callers who never finish their requests are dropped; meanwhile everybody else is answered."""
     context = ssl.create_default_context(cafile=str(tls / "ca.pem"))
     slow = []
     try:
         for _ in range(40):
-            plain = socket.create_connection(("127.0.0.1", proxy.https_port), timeout=20)
+            plain = socket.create_connection(("127.0.0.1", impatient.https_port), timeout=30)
             slow.append(context.wrap_socket(plain, server_hostname="localhost"))
             slow[-1].sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n".encode())
         began = time.monotonic()
-        with ModerationClient(_url(proxy, "http"), ca_file=str(tls / "ca.pem")) as client:
+        with ModerationClient(_url(impatient, "http"), ca_file=str(tls / "ca.pem")) as client:
             (verdict,) = client.moderate([np.zeros((SIZE, SIZE, 3), np.uint8)])
         assert verdict.error is None
         assert all(each.recv(4096)[:12] in (b"HTTP/1.1 408", b"HTTP/1.0 408", b"") for each in slow)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 30
     finally:
         for each in slow:
             each.close()
