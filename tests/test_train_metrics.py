@@ -101,6 +101,21 @@ def test_calibration_finds_slope_and_offset() -> None:
     assert scores[:, 0].mean() == pytest.approx(truth[:, 0].mean(), abs=0.02)
 
 
+def test_calibration_takes_the_method_that_is_better_on_held_out_groups() -> None:
+    """Logits that were only stretched need no offset, shifted ones do; few positives keep their plain scores."""
+    rng = np.random.default_rng(5)
+    z = rng.normal(0.0, 2.0, (600, 3))
+    truth = (rng.random(z.shape) < 1.0 / (1.0 + np.exp(-z))).astype(np.float32)
+    truth[:, 2] = 0.0
+    groups = [str(index // 3) for index in range(600)]
+    shifted = (2.0 * z + np.array([0.0, 3.0, 0.0])).astype(np.float32)
+    model = ModerationModel(build_backbone("squeezenet1_1"), num_labels=3)
+    found = calibrate(model, shifted, truth, groups)
+    assert [each["method"] for each in found] == ["temperature", "platt", "none"]
+    assert found[0]["bias"] == 0.0
+    assert found[0]["scale"] == pytest.approx(0.5, rel=0.15)
+
+
 def test_share_without_errors_has_an_exact_interval() -> None:
     """0 of 40 is not 0 for sure: the interval is Clopper and Pearson's, and counts groups, not images."""
     of, none = np.ones(80, bool), np.zeros(80, bool)

@@ -9,7 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from moderation_client.policy import Policy, Threshold
 from train.errors import TrainError
+from train.evaluate import Scored
+from train.image_risk import derived, image_risk, risk_lines
+from train.summary import evidence_lines
 from train.targets import Target, Targets, read_targets
 from train.thresholds import choose, examples_needed, make_policy, one_per_unit, upper_bound
 
@@ -116,8 +120,65 @@ def test_targets_file_is_checked(tmp_path: Path) -> None:
         ("[star]\nmissed = 2.0\n", r"\[star\]: target missed must be between 0 and 1, got 2.0"),
         ("[star]\nmised = 0.1\n", r"\[star\] may hold confidence, false_block, missed"),
         ("[world]\nindependent = 'image'\n", "must be group or source, got 'image'"),
+        ("[world]\nwords = ['drawings']\n", "must be two words"),
         ("star", "cannot be read"),
     ):
         path.write_text(text)
         with pytest.raises(TrainError, match=message):
             read_targets(path, ("star", "circle"))
+
+
+def test_evidence_says_what_it_is_made_of() -> None:
+    """Sources within groups: the sentence counts both and says that new groups are not covered; groups need no such words."""
+    scores, truth, units = make(100)
+    groups = [f"g{index % 4}" for index in range(200)]
+    target = Target(missed=0.1, false_block=0.1, confidence=0.9)
+    fine = Targets(default=target, independent="source", words=("drawings", "objects"))
+    policy = make_policy(scores, truth, units, ("star",), fine, groups=groups)
+    line, _ = evidence_lines("star", policy.thresholds["star"])
+    assert line.endswith(
+        "on 100 drawings of 4 objects; holds for new drawings of such objects, not for new objects"
+    )
+    plain = make_policy(scores, truth, units, ("star",), Targets(default=target))
+    line, _ = evidence_lines("star", plain.thresholds["star"])
+    assert line.endswith("with 90% confidence on 100 groups, one of the images of each")
+    old = Threshold(review=0.1, block=None, evidence={"confidence": 0.9, "missed": dict(OLD)})
+    assert "on 22 independent examples" in evidence_lines("star", old)[0]
+
+
+OLD = {"target": 0.1, "proven": True, "num_examples": 22, "num_needed_without_error": 22}
+
+
+def test_image_level_risk_is_the_sum_of_the_labels() -> None:
+    """Two labels at 4 % and 97 % confidence: 8 % and 94 % for any of them; one that decides nothing adds nothing."""
+    evidence = {"confidence": 0.97, "missed": {"target": 0.04, "proven": True}}
+    undecided = {"confidence": 0.5, "missed": {"target": 0.9, "proven": False}}
+    chosen = {"a": evidence, "b": evidence, "c": undecided}
+    thresholds = {key: Threshold(review=0.5, block=None, evidence=value) for key, value in chosen.items()}
+    policy = Policy(labels=("a", "b", "c"), thresholds=thresholds)
+    found = derived(policy, "missed")
+    assert found == {"bound": pytest.approx(0.08), "confidence": pytest.approx(0.94)}
+    assert derived(policy, "false_block") == {"bound": 0.0, "confidence": 1.0}
+    risk = {
+        **found,
+        "test_num_examples": 59,
+        "test_num_errors": 0,
+        "test_upper_bound": 0.05,
+        "test_confidence": 0.95,
+    }
+    (line,) = risk_lines({"missed": risk})
+    assert line.startswith("at most 8.0% of harmful images are missed in any label, with 94% confidence")
+    assert line.endswith("on the test split 0 of 59, so at most 5.0% with 95% confidence")
+
+
+def test_image_level_risk_is_measured_on_one_image_a_unit() -> None:
+    """An image counts as missed when any label it shows is below its review threshold, though another one is not."""
+    truth = np.array([[1, 1], [1, 0], [0, 0], [0, 0]], np.float32)
+    scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.1], [0.95, 0.1]], np.float32)
+    thresholds = {name: Threshold(review=0.5, block=0.92) for name in ("a", "b")}
+    scored = Scored(
+        labels=("a", "b"), scores=scores, raw=scores, truth=truth, groups=("0", "1", "2", "3"), harmful=np.ones(2, bool)
+    )  # fmt: skip
+    found = image_risk(Policy(labels=("a", "b"), thresholds=thresholds), scored, scored.groups)
+    assert (found["missed"]["test_num_errors"], found["missed"]["test_num_examples"]) == (1, 2)
+    assert (found["false_block"]["test_num_errors"], found["false_block"]["test_num_examples"]) == (1, 2)

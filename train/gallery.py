@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -26,6 +26,8 @@ class Mistake:
     path: Path
     caption: str
     score: float
+    content: bytes | None = field(default=None, repr=False)
+    """The file's bytes, where the manifest holds them."""
 
 
 def gallery(mistakes: Sequence[Mistake]) -> str:
@@ -37,7 +39,7 @@ def gallery(mistakes: Sequence[Mistake]) -> str:
 
 def _figure(mistake: Mistake) -> str:
     caption = html.escape(f"{mistake.caption}: {mistake.score:.3f}")
-    picture = thumbnail(mistake.path)
+    picture = thumbnail(str(mistake.path) if mistake.content is None else mistake.content)
     inner = (
         f'<img alt="hidden picture" src="data:image/webp;base64,{picture}">'
         if picture
@@ -49,10 +51,10 @@ def _figure(mistake: Mistake) -> str:
     )
 
 
-def thumbnail(path: Path) -> str | None:
+def thumbnail(image: str | bytes) -> str | None:
     """First view of an image as base64 of a small WebP; None when it cannot be read any more."""
     try:
-        views = decode(str(path), ImageSpec(height=SIDE, width=SIDE)).pixels
+        views = decode(image, ImageSpec(height=SIDE, width=SIDE)).pixels
     except InvalidImageError:
         return None
     file = io.BytesIO()

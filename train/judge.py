@@ -17,6 +17,7 @@ from train.calibrate import calibrate
 from train.config import TrainConfig
 from train.data import Example
 from train.evaluate import Scored, evaluate, paired_difference, slices
+from train.image_risk import image_risk
 from train.loop import precision_of
 from train.model import ModerationModel
 from train.scoring import image_logits, probabilities
@@ -26,13 +27,11 @@ from train.task import NEUTRAL, Task
 
 def judge(
     task: Task, model: ModerationModel, frozen: dict[str, torch.Tensor] | None
-) -> tuple[Policy, list[dict[str, float]], dict[str, Any]]:
+) -> tuple[Policy, list[dict[str, Any]], dict[str, Any]]:
     """Calibrate, choose thresholds, and evaluate every held-out split; also the frozen features, when given."""
     names = ["calibration", "policy", "test", *evaluation_only(task.examples)]
     logits = {name: image_logits(model, task.split(name), task.spec, title=f"score {name}") for name in names}
-    calibration = calibrate(
-        model, logits["calibration"], data.targets(task.split("calibration"), task.labels)
-    )
+    calibration = _calibrate(task, model, logits["calibration"])
     scored = {name: score(task, model, logits[name], name) for name in names}
     policy = _policy(task, scored["policy"])
     results: dict[str, Any] = {
@@ -43,6 +42,7 @@ def judge(
             column: slices(scored["test"], data.column_values(task.split("test"), column))
             for column in task.config.slices
         },
+        "image_risk": image_risk(policy, scored["test"], units(task.split("test"), task.targets)),
         "score_counts": count_scores(scored["test"]),
         "data_problems": task.problems,
     }
@@ -50,6 +50,12 @@ def judge(
         results["frozen_features"] = _baseline(task, model, frozen, scored)
     record.save_scores(task.config.run, {name: (task.split(name), scored[name]) for name in names})
     return policy, calibration, results
+
+
+def _calibrate(task: Task, model: ModerationModel, logits: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    examples = task.split("calibration")
+    groups = [example.group for example in examples]
+    return calibrate(model, logits, data.targets(examples, task.labels), groups)
 
 
 def _policy(task: Task, scored: Scored) -> Policy:
@@ -60,6 +66,7 @@ def _policy(task: Task, scored: Scored) -> Policy:
         task.labels,
         task.targets,
         exempt=frozenset({NEUTRAL}),
+        groups=scored.groups,
     )
 
 

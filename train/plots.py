@@ -15,9 +15,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from moderation_client.policy import Policy
+from moderation_client.policy import Decision, Policy
 from train import reliability
-from train.evaluate import Scored
+from train.evaluate import Scored, decide
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
@@ -143,20 +143,44 @@ def _logit(value: Any) -> Any:
     return np.log(clipped / (1.0 - clipped))
 
 
-def cost_against_risk(scored: Scored, prevalence: float, chosen: tuple[float, float]) -> str:
-    """Images per million that are not simply allowed, over the share of harmful ones allowed, for one threshold on the worst label."""
+def cost_against_risk(scored: Scored, policy: Policy, prevalence: float) -> str:
+    """Reviews per million over the share of harmful images allowed, as all review thresholds move together."""
     figure, (axis,) = _figure(1)
-    unsafe = scored.unsafe > 0.5
-    edges = np.unique(scored.worst)
-    missed = np.array([(scored.worst[unsafe] < edge).mean() for edge in edges])
-    kept = np.array([(scored.worst[~unsafe] >= edge).mean() for edge in edges])
-    flagged = 1e6 * (prevalence * (1.0 - missed) + (1.0 - prevalence) * kept)
-    axis.plot(missed, flagged, color=COLOURS[0])
-    axis.plot(*chosen, "o", color=COLOURS[1], label="this policy", markersize=8)
-    axis.set(xlabel="share of harmful images allowed", ylabel="flagged per million", xlim=(-0.01, 0.5))
-    axis.set_yscale("log")
+    missed, reviews, own = cost_curve(scored, policy, prevalence)
+    axis.plot(missed, reviews, color=COLOURS[0])
+    axis.plot(missed[own], reviews[own], "o", color=COLOURS[1], label="this policy", markersize=8)
+    axis.set(
+        xlabel="share of harmful images allowed",
+        ylabel="reviews per million",
+        xlim=(-0.01, max(0.5, 1.1 * float(missed[own]))),
+    )
+    axis.set_yscale("symlog", linthresh=100.0)  # a policy that decides everything has no reviews
     axis.legend(fontsize=8)
     return _svg(figure)
+
+
+def cost_curve(
+    scored: Scored, policy: Policy, prevalence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Share of harmful images allowed, reviews per million, and where on the curve the policy itself is.
+
+    Every review threshold is moved by the same step of the logit; what the policy blocks stays blocked.
+    """
+    columns = np.flatnonzero(scored.harmful)
+    review = np.array([policy.thresholds[scored.labels[column]].review for column in columns])
+    margin = (_fine_logit(scored.scores[:, columns]) - _fine_logit(review)).max(1)
+    blocked, unsafe = decide(scored.scores, policy) == Decision.BLOCK, scored.unsafe > 0.5
+    steps = np.unique(np.r_[margin, 0.0])
+    flagged = margin >= steps[:, None]
+    missed = (~flagged & ~blocked)[:, unsafe].mean(1)
+    reviewed = [(flagged & ~blocked)[:, kind].mean(1) for kind in (unsafe, ~unsafe)]
+    reviews = 1e6 * (prevalence * reviewed[0] + (1.0 - prevalence) * reviewed[1])
+    return missed, reviews, int(np.searchsorted(steps, 0.0))
+
+
+def _fine_logit(value: NDArray[Any]) -> NDArray[np.float64]:
+    clipped = np.clip(value.astype(np.float64), 1e-9, 1.0 - 1e-9)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))
 
 
 def worst_slices(rows: Sequence[dict[str, Any]], title: str) -> str:

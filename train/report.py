@@ -12,12 +12,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from moderation_client.policy import Decision, Policy
 from train import plots
-from train.evaluate import Scored
+from train.data import read_manifest
+from train.evaluate import decide
 from train.files import write_text
 from train.gallery import NUM_SHOWN, Mistake, gallery
+from train.image_risk import risk_lines
 from train.model import LoadedRun, load_run
-from train.record import ScoredImages, load_scores
+from train.record import ScoredImages, file_sha256, load_scores
 from train.summary import evidence_lines, left_out, percent
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -29,7 +32,8 @@ def write_report(run: Path) -> Path:
     loaded = load_run(run)
     results = json.loads((run / "metrics.json").read_text())
     images = load_scores(run)
-    test = images["test"].scored
+    test, kept = images["test"].scored, kept_bytes(loaded.record)
+    prevalence = results["splits"]["test"]["decisions"]["in_the_world"]["prevalence"]
     sections = [
         _head(loaded, results),
         _section("How good it is", _figures(results)),
@@ -37,9 +41,15 @@ def write_report(run: Path) -> Path:
         _section("Curves on the test split", _plot(plots.curves(test, loaded.policy)), CURVES_NOTE),
         _section("Scores and bands", _plot(plots.bands(test, loaded.policy)), BANDS_NOTE),
         _section("Are the scores true?", _plot(plots.calibration(test)), _calibration_note(results)),
-        _section("Cost against risk", _cost(test, results)),
+        _section(
+            "Cost against risk", _plot(plots.cost_against_risk(test, loaded.policy, prevalence)), COST_NOTE
+        ),
         _section("Where it is weakest", _slices(results)),
-        *(_mistakes(name, images[name]) for name in images if name not in {"calibration", "policy"}),
+        *(
+            _mistakes(name, images[name], loaded.policy, kept)
+            for name in images
+            if name not in {"calibration", "policy"}
+        ),
         _section("Data", _data(loaded.record, results)),
         _section("Model card", _card(loaded)),
     ]
@@ -50,6 +60,9 @@ def write_report(run: Path) -> Path:
 
 
 CURVES_NOTE = "A dot is where review begins, a square where blocking begins."
+COST_NOTE = (
+    "On the test split, as the review thresholds of all labels move together; what is blocked stays blocked."
+)
 BANDS_NOTE = (
     "Upwards images that show the label, downwards images that do not, on a logarithmic scale. "
     "Green is allowed automatically, yellow goes to a person, red is blocked automatically."
@@ -115,6 +128,9 @@ def _figures(results: Mapping[str, Any]) -> str:
                 rows.append(
                     [f"{html.escape(split)}: {word}", figure(other["auroc"]), figure(other["macro_ap"])]
                 )
+            if other and "macro_ap_gain" in other:
+                gain = figure(other["macro_ap_gain"])
+                rows.append([f"{html.escape(split)}: gain over them, paired", "", gain])
     note = "<p class='dim'>Intervals are 95 %, by resampling whole groups (objects), 1,000 times. AUROC is of harmful against harmless.</p>"
     return table(["", "AUROC", "macro AP"], rows) + note + _label_table(results)
 
@@ -158,8 +174,10 @@ def _policy(loaded: LoadedRun, results: Mapping[str, Any]) -> str:
         f"{world['reviews_per_million']:,.0f} reviews, {world['missed_per_million']:,.0f} harmful images allowed and "
         f"{world['false_blocks_per_million']:,.0f} harmless ones blocked; {percent(world['block_precision'])} of what is blocked is harmful."
     )
+    risk = "".join(f"<li>{html.escape(line)}</li>" for line in risk_lines(results.get("image_risk", {})))
     return (
         "".join(items)
+        + (f"<p><b>Any label</b>, image by image</p><ul>{risk}</ul>" if risk else "")
         + table(["share of", "allowed", "reviewed", "blocked"], rows)
         + f"<p>{html.escape(text)}</p>"
     )
@@ -176,18 +194,6 @@ def _calibration_note(results: Mapping[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
-def _cost(test: Scored, results: Mapping[str, Any]) -> str:
-    found = results["splits"]["test"]["decisions"]
-    world = found["in_the_world"]
-    flagged = 1e6 - 1e6 * sum(
-        share * (found[f"{kind}_allow"]["value"] or 0.0)
-        for kind, share in (("harmful", world["prevalence"]), ("harmless", 1.0 - world["prevalence"]))
-    )
-    return _plot(
-        plots.cost_against_risk(test, world["prevalence"], (found["harmful_allow"]["value"] or 0.0, flagged))
-    )
-
-
 def _slices(results: Mapping[str, Any]) -> str:
     parts = []
     for column, rows in results["slices"].items():
@@ -198,29 +204,45 @@ def _slices(results: Mapping[str, Any]) -> str:
     return "".join(parts) or "<p>No column to slice by.</p>"
 
 
-def _mistakes(name: str, images: ScoredImages) -> str:
-    scored = images.scored
-    missed = [index for index in scored.worst.argsort() if scored.unsafe[index] > 0.5][:NUM_SHOWN]
-    wrong = [index for index in (-scored.worst).argsort() if scored.unsafe[index] < 0.5][:NUM_SHOWN]
-    rows = [
+def kept_bytes(record: Mapping[str, Any]) -> dict[Path, bytes]:
+    """Images that the manifest holds itself, by the name they go by; none when it is gone or has changed, since names are rows."""
+    manifest = Path(record["data"]["manifest"])
+    if manifest.suffix != ".parquet" or not manifest.exists():
+        return {}
+    if file_sha256(manifest) != record["data"].get("sha256"):
+        return {}
+    return {each.path: each.content for each in read_manifest(manifest) if each.content is not None}
+
+
+def _mistakes(name: str, images: ScoredImages, policy: Policy, kept: Mapping[Path, bytes]) -> str:
+    """Thumbnails of what the policy decides wrongly, the surest first."""
+    scored, decided = images.scored, decide(images.scored.scores, policy)
+    missed = (scored.unsafe > 0.5) & (decided == Decision.ALLOW)
+    wrong = (scored.unsafe < 0.5) & (decided == Decision.BLOCK)
+    parts = []
+    for title, order in (
         (
-            title,
-            [
-                Mistake(
-                    path=images.paths[index],
-                    caption=f"{images.paths[index].stem} ({images.shown[index] or 'harmless'})",
-                    score=float(scored.worst[index]),
-                )
-                for index in chosen
-            ],
-        )
-        for title, chosen in (
-            ("Harmful images with the lowest scores", missed),
-            ("Harmless images with the highest scores", wrong),
-        )
-    ]
-    parts = [f"<h3>{title}</h3>{gallery(mistakes)}" for title, mistakes in rows]
+            "Harmful images that are allowed, lowest scores first",
+            [i for i in scored.worst.argsort() if missed[i]],
+        ),
+        (
+            "Harmless images that are blocked, highest scores first",
+            [i for i in (-scored.worst).argsort() if wrong[i]],
+        ),
+    ):
+        mistakes = [_mistake(images, int(index), kept) for index in order[:NUM_SHOWN]]
+        parts.append(f"<h3>{title}: {len(order)}</h3>{gallery(mistakes)}")
     return _section(f"Worst mistakes: {name}", "Blurred until clicked.", *parts)
+
+
+def _mistake(images: ScoredImages, index: int, kept: Mapping[Path, bytes]) -> Mistake:
+    path = images.paths[index]
+    return Mistake(
+        path=path,
+        caption=f"{path.stem} ({images.shown[index] or 'harmless'})",
+        score=float(images.scored.worst[index]),
+        content=kept.get(path),
+    )
 
 
 def _data(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:

@@ -44,6 +44,8 @@ class Targets:
     """Share of uploads that truly show any of the labels."""
     independent: Independent = "group"
     """What counts as one piece of evidence: a `group`, or each `source` (artist) within a group."""
+    words: tuple[str, str] = ("images", "groups")
+    """What images and groups are called, in the plural, when the evidence is put into sentences."""
 
     def of(self, label: str) -> Target:
         """Target of one label."""
@@ -65,11 +67,22 @@ def read_targets(path: Path, labels: tuple[str, ...]) -> Targets:
     independent = world.get("independent", Targets.independent)
     if independent not in get_args(Independent):
         raise TrainError(f"targets {path}: world.independent must be group or source, got {independent!r}")
+    words = world.get("words", list(Targets.words))
+    if not isinstance(words, list) or [type(word) for word in words] != [str, str]:
+        raise TrainError(
+            f"targets {path}: world.words must be two words, for images and groups, got {words!r}"
+        )
     unknown = sorted(set(table) - set(labels))
     if unknown:
         raise TrainError(f"targets {path} name {', '.join(unknown)}; the labels are {', '.join(labels)}")
     chosen = {label: _target(entry, default, path, label) for label, entry in table.items()}
-    return Targets(default=default, labels=chosen, prevalence=prevalence, independent=independent)
+    return Targets(
+        default=default,
+        labels=chosen,
+        prevalence=prevalence,
+        independent=independent,
+        words=(words[0], words[1]),
+    )
 
 
 def _target(entry: Any, default: Target, path: Path, name: str) -> Target:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +97,12 @@ def make_policy(
     *,
     name: str = "default",
     exempt: frozenset[str] = frozenset(),
+    groups: Sequence[str] | None = None,
 ) -> Policy:
     """Choose all thresholds from the policy split: scores and truth [num_images, num_labels].
 
-    `units` says which images are one piece of evidence. Labels in `exempt` (a `neutral` class) get none. A label whose data prove nothing is not decided automatically.
+    `units` says which images are one piece of evidence; `groups`, where units are finer than groups, what they are pieces of. Labels
+    in `exempt` (a `neutral` class) get none. A label whose data prove nothing is not decided automatically.
     """
     harmful = np.array([label not in exempt for label in labels])
     harmless = truth[:, harmful].sum(1) == 0
@@ -113,20 +115,31 @@ def make_policy(
         clean = one_per_unit(units, harmless)
         missed = choose(scores[shows, column], target.missed, target.confidence, miss=True)
         blocked = choose(scores[clean, column], target.false_block, target.confidence, miss=False)
-        thresholds[label] = _threshold(target, missed, blocked)
+        of = np.asarray(units if groups is None else groups)
+        counted = {"missed": len(set(of[shows])), "false_block": len(set(of[clean]))}
+        thresholds[label] = _threshold(target, targets, missed, blocked, counted)
     return Policy(labels=labels, thresholds=thresholds, name=name)
 
 
-def _threshold(target: Target, missed: Choice, blocked: Choice) -> Threshold:
+def _threshold(
+    target: Target, targets: Targets, missed: Choice, blocked: Choice, num_groups: Mapping[str, int]
+) -> Threshold:
     """Put the two choices together; both stay proven when review falls and when block rises."""
     review, block = missed.threshold, blocked.threshold
     if review is not None and block is not None and block < review:
         review = block = _middle(block, review)  # the two ranges overlap: nothing needs a person's look
     evidence: dict[str, Any] = {
         "method": "fixed-sequence testing with exact binomial tails, one image a unit, on the policy split",
+        "unit": targets.independent,
+        "words": list(targets.words),
         "confidence": target.confidence,
-        "missed": {"target": target.missed, **_evidence(missed)},
-        "false_block": {"target": target.false_block, **_evidence(blocked)},
+        **{
+            kind: {"target": share, "num_groups": num_groups[kind], **_evidence(choice)}
+            for kind, share, choice in (
+                ("missed", target.missed, missed),
+                ("false_block", target.false_block, blocked),
+            )
+        },
     }
     return Threshold(review=0.0 if review is None else review, block=block, evidence=evidence)
 
