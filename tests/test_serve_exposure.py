@@ -11,11 +11,18 @@ import os
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import httpx
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from moderation_client import ModerationClient
 from serve.command import TOKEN_HEADER
@@ -72,6 +79,20 @@ def _certificate(folder: Path, name: str, cert: trustme.LeafCert) -> tuple[Path,
     cert.cert_chain_pems[0].write_to_path(str(files[0]))
     cert.private_key_pem.write_to_path(str(files[1]))
     return files
+
+
+def _self_signed(host: str, begin: datetime.datetime, end: datetime.datetime) -> Any:
+    """A certificate that its own key has signed, in the form of trustme's."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), begin, end)
+    hosts = x509.SubjectAlternativeName([x509.DNSName(host)])
+    cert = builder.add_extension(hosts, critical=False).sign(key, hashes.SHA256())
+    form = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    return SimpleNamespace(
+        cert_chain_pems=[trustme.Blob(cert.public_bytes(Encoding.PEM))],
+        private_key_pem=trustme.Blob(key.private_bytes(*form)),
+    )
 
 
 StartProxy = Callable[..., Proxy]
@@ -161,14 +182,15 @@ def test_nothing_but_open_calls_passes_a_proxy(
 def test_certificates_that_are_not_right_are_refused(
     start_proxy: StartProxy, tls: tuple[Path, trustme.CA]
 ) -> None:
-    """A server that shows an expired, another host's or a self-signed certificate is not believed, over gRPC and HTTPS."""
+    """A server that shows an expired, another host's, a stranger's or a self-signed certificate is not believed, over gRPC and HTTPS."""
     folder, ca = tls
     now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(1)
     certificates = {
         "valid": ca.issue_cert("localhost"),
         "expired": ca.issue_cert("localhost", not_before=now - 9 * day, not_after=now - day),
         "of another host": ca.issue_cert("moderation.example"),
-        "self-signed": trustme.CA().issue_cert("localhost"),
+        "of an unknown authority": trustme.CA().issue_cert("localhost"),
+        "self-signed": _self_signed("localhost", now - day, now + day),
     }
     rows = []
     for name, cert in certificates.items():
