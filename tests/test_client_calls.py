@@ -210,11 +210,11 @@ def test_wrong_answers_are_contract_errors(client: Shell, server: FakeServer, ho
 def test_deadline_is_kept_and_carried_to_the_queue(client: Shell, server: FakeServer) -> None:
     """A slow server costs no more than the deadline, and was told how long the request may wait."""
     client.moderate(plain())
-    server.always(Delay(1.5))
+    server.always(Delay(10))
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError, match=r"0\.3 s"):
         client.moderate([plain(), plain()], timeout_s=0.3)
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < 8
     assert 0 < server.requests[-1].parameters["timeout"] <= 300_000
 
 

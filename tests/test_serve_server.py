@@ -150,13 +150,16 @@ def test_command_stops_cleanly(command: Callable[..., subprocess.Popen[str]], nu
 
 def test_json_log_and_drain(command: Callable[..., subprocess.Popen[str]]) -> None:
     """With `--log-format json` every line of ours and of the server's is an object; draining reports unready first."""
-    process = command("--load-models", "moderation", "--log-format", "json", "--drain-s", "1.0")
+    process = command("--load-models", "moderation", "--log-format", "json", "--drain-s", "5.0")
     addresses = _addresses(process)
     process.send_signal(signal.SIGTERM)
-    unready = eventually(
-        lambda: httpx.get(addresses["health"], trust_env=False).status_code == 503, what="draining"
-    )
-    assert unready
+
+    def unready() -> bool:
+        with contextlib.suppress(httpx.ConnectError):
+            return httpx.get(addresses["health"], trust_env=False).status_code == 503
+        return False
+
+    eventually(unready, what="draining")
     assert infer(addresses["gRPC"], coloured((255, 0, 0))).shape == (1, 3)
     _, errors = process.communicate(timeout=40)
     assert process.returncode == 0
