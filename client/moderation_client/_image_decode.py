@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ from PIL import Image
 
 from moderation_client import _image_modes, _image_views
 from moderation_client._image_file import Opened, check_size, open_image, typed_errors
-from moderation_client._image_frames import FramePlan, evenly, load_frame, plan_frames
-from moderation_client._image_source import Encoded, read_source
+from moderation_client._image_frames import APART, FramePlan, evenly, load_frame, plan_frames, seek_frame
+from moderation_client._image_source import Encoded, frames_missing, read_source
 from moderation_client.contract import ImageSpec
 from moderation_client.images import DecodedImage, ImageLimits, ImageSource
 from moderation_client.results import ImageInfo, Views
@@ -54,14 +54,16 @@ def _decode_array(array: Array, spec: ImageSpec, limits: ImageLimits) -> Decoded
     return _assemble([look], FramePlan(total=1, indices=[0]), info, limits)
 
 
-def _decode_loaded(image: Image.Image, num_frames: int, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
+def _decode_loaded(
+    image: Image.Image, num_frames: int | None, spec: ImageSpec, limits: ImageLimits
+) -> DecodedImage:
     """Use a loaded image's pixels as they are."""
     check_size(image.size, "PIL image", limits)
     pictures = _image_modes.to_8bit(image, "PIL image")
     look = _look(pictures, image.size, spec, limits, orientation=_orientation(image.info))
-    left_out = f"{num_frames - 1} of {num_frames} frames" if num_frames > 1 else None
     info = _info(image.format, image.size, image.mode, look.orientation)
-    return _assemble([look], FramePlan(total=num_frames, indices=[0], left_out=left_out), info, limits)
+    plan = FramePlan(total=num_frames or 1, indices=[0], left_out=frames_missing(num_frames))
+    return _assemble([look], plan, info, limits)
 
 
 def _decode_file(opened: Opened, spec: ImageSpec, limits: ImageLimits) -> DecodedImage:
@@ -73,7 +75,9 @@ def _decode_file(opened: Opened, spec: ImageSpec, limits: ImageLimits) -> Decode
         plan, looks = FramePlan(total=1, indices=[0]), [_look_at_jpeg(opened, spec, limits)]
     else:
         plan = plan_frames(opened, limits)
-        looks = [_look_at_frame(opened, index, spec, limits) for index in plan.indices]
+        looks = _look_at_frames(opened, plan, spec, limits)
+        if len(looks) < len(plan.indices):
+            plan = replace(plan, left_out=f"{plan.total - len(looks)} of {plan.total} pages")
     info = _info(opened.format, size, mode, max(turned, looks[0].orientation))
     return _assemble(looks, plan, info, limits)
 
@@ -85,6 +89,21 @@ def _look_at_jpeg(opened: Opened, spec: ImageSpec, limits: ImageLimits) -> Look:
     drafted = image.draft(None, _image_views.draft_size(size, spec, orientation))
     scale = drafted[1][2] / size[0] if drafted else 1.0
     return _look(load_frame(opened, 0, limits), size, spec, limits, orientation=orientation, scale=scale)
+
+
+def _look_at_frames(opened: Opened, plan: FramePlan, spec: ImageSpec, limits: ImageLimits) -> list[Look]:
+    """Look at the planned frames; where each has a size of its own, no further than pixels and views reach."""
+    looks: list[Look] = []
+    left_pixels, left_tiles = limits.max_decoded_pixels, limits.max_views
+    for index in plan.indices:
+        if opened.format in APART:
+            width, height = seek_frame(opened, index, limits)
+            left_pixels -= width * height
+            if looks and (left_pixels < 0 or left_tiles <= 0):
+                break
+        looks.append(_look_at_frame(opened, index, spec, limits))
+        left_tiles -= len(looks[-1].tiles)
+    return looks
 
 
 def _look_at_frame(opened: Opened, index: int, spec: ImageSpec, limits: ImageLimits) -> Look:

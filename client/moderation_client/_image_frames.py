@@ -8,6 +8,8 @@ their place to frames that show something else, and what then is still unseen is
 from __future__ import annotations
 
 import contextlib
+import functools
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,10 @@ SKETCH = 32
 """Side of the small picture by which frames are compared."""
 SKETCH_TOLERANCE = 24
 """Levels by which some cell of it must differ for a frame to show something else."""
+SKETCH_DETAIL = 16
+"""Pixels a side that a cell is made from: what is finer than that the model hardly sees either."""
+APART = {"TIFF", "HEIF"}
+"""Formats whose pages stand by themselves: each can be reached alone, and each has a size of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +54,15 @@ def plan_frames(opened: Opened, limits: ImageLimits) -> FramePlan:
     affordable = max(1, limits.max_decoded_pixels // (width * height))
     if total <= min(wanted, affordable):
         return FramePlan(total=total, indices=list(range(total)))
-    if opened.format == "TIFF":  # pages stand by themselves: each can be reached alone, and each is different
+    if opened.format in APART:
         indices = evenly(total, min(wanted, affordable))
         return FramePlan(total=total, indices=indices, left_out=f"{total - len(indices)} of {total} pages")
     reachable = min(total, max(1, affordable // 2))  # every frame is decoded twice: to compare, then to look
     sketches = [_sketch(opened, index, limits) for index in range(reachable)]
-    indices, unseen = choose(np.stack(sketches), wanted)
+    most = max(map(len, sketches))  # of a frame with fewer pictures they count again
+    indices, unseen = choose(
+        np.stack([np.resize(each, (most, *each.shape[1:])) for each in sketches]), wanted
+    )
     unseen += total - reachable
     return FramePlan(total=total, indices=indices, left_out=f"{unseen} of {total} frames" if unseen else None)
 
@@ -87,26 +96,65 @@ def _count_pages(opened: Opened, limit: int) -> int:
 
 
 def _sketch(opened: Opened, index: int, limits: ImageLimits) -> Array:
-    """Decode a frame and shrink it to SKETCH x SKETCH premultiplied RGBA."""
-    picture = load_frame(opened, index, limits)[0]
+    """Decode a frame and shrink every picture of it: uint8 [num_pictures, 4, SKETCH, SKETCH, 4]."""
+    return np.stack([_cells(picture) for picture in load_frame(opened, index, limits)])
+
+
+def _cells(picture: Image.Image) -> Array:
+    """Mean, least and greatest premultiplied RGBA of each cell, and its sum under signs that nobody can foresee.
+
+    The mean alone is blind to a pattern around it, all three to a pattern that changes its phase.
+    """
+    factor = max(1, min(picture.size) // (SKETCH_DETAIL * SKETCH))
     if picture.mode == "RGBA":
-        picture = _image_modes.premultiplied(picture, max(1, min(picture.size) // (2 * SKETCH)))
-    small = picture.resize((SKETCH, SKETCH), Image.Resampling.BOX, reducing_gap=1.0)
-    channels = small.convert("RGB").convert("RGBA") if small.mode != "RGBa" else small
-    return np.asarray(channels).astype(np.int16)
+        small = _image_modes.premultiplied(picture, factor)
+    else:
+        small = (picture.reduce(factor) if factor > 1 else picture).convert("RGB").convert("RGBA")
+    mean = np.asarray(small.resize((SKETCH, SKETCH), Image.Resampling.BOX, reducing_gap=1.0))
+    pixels, rows = np.asarray(small), _starts(small.height)
+    ends = [*rows[1:], small.height]
+    strips = [_strip(pixels[top : max(end, top + 1)]) for top, end in zip(rows, ends, strict=True)]
+    return np.concatenate([mean[np.newaxis], np.stack(strips, axis=1)])
+
+
+def _strip(pixels: Array) -> Array:
+    """Least, greatest and signed sum of one row of cells: uint8 [3, SKETCH, 4]."""
+    starts = _starts(pixels.shape[1])
+    least = np.minimum.reduceat(pixels.min(0), starts)
+    greatest = np.maximum.reduceat(pixels.max(0), starts)
+    signs = np.random.default_rng(_seed()).integers(0, 2, (*pixels.shape[:2], 1), np.int8) * np.int16(2) - 1
+    sums = np.add.reduceat(((pixels.astype(np.int16) - 128) * signs).sum(0), starts)
+    sizes = np.maximum(1, np.diff([*starts, pixels.shape[1]]))[:, np.newaxis] * len(pixels)
+    return np.stack([least, greatest, np.clip(sums / sizes + 128, 0, 255).astype(np.uint8)])
+
+
+def _starts(side: int) -> Array:
+    return np.arange(SKETCH) * side // SKETCH
+
+
+@functools.cache
+def _seed() -> int:
+    """One for the life of the process: frames are only compared with each other."""
+    return secrets.randbits(64)
+
+
+def seek_frame(opened: Opened, index: int, limits: ImageLimits) -> tuple[int, int]:
+    """Go to one frame and give its size. Raises ImageTooLargeError for this frame."""
+    if opened.image.tell() != index:
+        opened.image.seek(index)
+    check_size(opened.image.size, opened.name, limits)
+    return opened.image.size
 
 
 def load_frame(opened: Opened, index: int, limits: ImageLimits) -> tuple[Image.Image, ...]:
     """Decode one frame into its 8-bit pictures. Raises what the decoder raises, and ImageTooLargeError for this frame."""
-    if opened.image.tell() != index:
-        opened.image.seek(index)
-    check_size(opened.image.size, opened.name, limits)
+    seek_frame(opened, index, limits)
     opened.image.load()
     return _image_modes.to_8bit(opened.image, opened.name)
 
 
 def choose(sketches: Array, wanted: int) -> tuple[list[int], int]:
-    """Choose up to `wanted` of int16 [num_frames, ...] sketches; also count those that differ from all chosen."""
+    """Choose up to `wanted` of [num_frames, ...] sketches; also count those that differ from all chosen."""
     nearest = np.full(len(sketches), np.iinfo(np.int16).max, np.int16)
     chosen: list[int] = []
     for index in evenly(len(sketches), wanted):
@@ -121,7 +169,8 @@ def choose(sketches: Array, wanted: int) -> tuple[list[int], int]:
 
 def _distances(sketches: Array, index: int) -> Array:
     """Largest difference in any cell, from one frame to each."""
-    distances: Array = np.array([np.abs(sketch - sketches[index]).max() for sketch in sketches], np.int16)
+    one = sketches[index].astype(np.int16)
+    distances: Array = np.array([np.abs(sketch - one).max() for sketch in sketches], np.int16)
     return distances
 
 

@@ -38,7 +38,8 @@ class Loaded:
 
     pixels: Image.Image | np.ndarray[Any, Any]
     name: str
-    num_frames: int = 1
+    num_frames: int | None = 1
+    """Frames of the file that the pixels are one of; None when nobody can tell any more."""
 
 
 def read_source(source: ImageSource, limits: ImageLimits) -> Encoded | Loaded:
@@ -117,14 +118,32 @@ def _read_pil(image: Image.Image, limits: ImageLimits) -> Encoded | Loaded:
     """
     loaded = _is_loaded(image)
     file = _file_of(image)
-    num_frames = int(vars(image).get("n_frames", 1))
+    num_frames = _frames_known(image)
     if not loaded and file is None:
         raise ImageReadError("its file is closed and its pixels were never loaded", source="PIL image")
-    if file is not None and (not loaded or num_frames > 1 or image.format in {"GIF", "TIFF"}):
+    if file is not None and (not loaded or num_frames != 1 or image.format in {"GIF", "TIFF"}):
         taken = _read_file(file, "PIL image", limits)
         if not loaded or _num_frames(taken.data) > 1:
             return taken
+        num_frames = num_frames or 1
     return Loaded(pixels=image, name="PIL image", num_frames=num_frames)
+
+
+def _frames_known(image: Image.Image) -> int | None:
+    """What the image itself has counted; asking for `n_frames` would make GIF and TIFF read the caller's file."""
+    known = vars(image)
+    count = known.get("n_frames") or known.get("_n_frames")
+    if count is not None:
+        return int(count)
+    counts_late = image.format in {"GIF", "TIFF"} and "_n_frames" in known
+    return None if counts_late and known.get("is_animated") is not False else 1
+
+
+def frames_missing(num_frames: int | None) -> str | None:
+    """Which frames a loaded image lacks, when it is one of many or may be."""
+    if num_frames is None:
+        return "other frames that its file may have (it was closed before they were counted)"
+    return f"{num_frames - 1} of {num_frames} frames" if num_frames > 1 else None
 
 
 def _is_loaded(image: Image.Image) -> bool:
