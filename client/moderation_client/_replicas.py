@@ -1,4 +1,4 @@
-"""Which server gets the next request: the least busy one, in turn among equals, and none that has stopped answering.
+"""Which server gets the next request: the one that is least busy for its speed, in turn among equals, and none that has stopped answering.
 
 A replica that lost its connection, hangs or has a dead backend is ejected for a time that doubles; it returns through a
 health probe and one trial request. With nobody left the call goes to the one that is due first: a single server is always tried.
@@ -18,6 +18,10 @@ FIRST_EJECTION_S = 0.25
 LONGEST_EJECTION_S = 4.0
 FAILURES_BEFORE_EJECTION = 3
 """Internal errors in a row: one may be the request's fault, three are the replica's."""
+_NEWEST_SHARE = 0.2
+"""Part that the newest answer has in a replica's latency."""
+_NOTABLY_SLOWER = 2.0
+"""Latency of replicas that differ by less counts as the same: batches differ, too."""
 
 
 @dataclass(eq=False)
@@ -27,6 +31,11 @@ class Replica:
     url: Url
     transport: Any
     in_flight: int = 0
+    latency_s: float = 0.0
+    """Smoothed; 0 before the first answer."""
+    waited_s: float = 0.0
+    """What all requests together have waited since the last answer: on the average, the latency of one (Little's law)."""
+    counted_at: float = 0.0
     failures: int = 0
     ejections: int = 0
     ejected: bool = False
@@ -39,6 +48,19 @@ class Replica:
     def silent_s(self) -> float:
         """Seconds since anything was heard from it."""
         return time.monotonic() - self.heard_at
+
+    def count(self, change: int) -> None:
+        """Take a request on or off."""
+        now = time.monotonic()
+        self.waited_s += self.in_flight * (now - self.counted_at)
+        self.counted_at = now
+        self.in_flight += change
+
+    def take_latency(self) -> None:
+        """Learn from an answer."""
+        self.count(0)
+        newest, self.waited_s = self.waited_s, 0.0
+        self.latency_s += (_NEWEST_SHARE if self.latency_s else 1.0) * (newest - self.latency_s)
 
 
 class Replicas:
@@ -63,20 +85,22 @@ class Replicas:
             free = [each for each in turned if not each.ejected and not (each.on_trial and each.in_flight)]
             candidates = [each for each in free if each not in avoid] or free
             if candidates:
-                chosen = min(candidates, key=lambda each: each.in_flight)
+                fastest = min((each.latency_s for each in candidates if each.latency_s), default=0.0)
+                chosen = min(candidates, key=lambda each: _load(each, fastest))
             else:
                 chosen = min(turned, key=lambda each: (each in avoid, each.retry_at))
-            chosen.in_flight += 1
+            chosen.count(1)
             return chosen
 
     def release(self, replica: Replica) -> None:
         """The request is over, one way or the other."""
         with self._lock:
-            replica.in_flight -= 1
+            replica.count(-1)
 
     def answered(self, replica: Replica) -> None:
         """It judged a batch: trust it again."""
         with self._lock:
+            replica.take_latency()
             replica.heard_at = time.monotonic()
             replica.failures = replica.ejections = 0
             replica.ejected = replica.on_trial = False
@@ -128,3 +152,9 @@ class Replicas:
         """Whether another replica could take over."""
         with self._lock:
             return any(each is not replica and not each.ejected for each in self.members)
+
+
+def _load(replica: Replica, fastest_s: float) -> float:
+    """Requests in flight, each as heavy as the replica is slow. One that is idle weighs nothing, so a slow one gets one at a time."""
+    slowness = replica.latency_s / fastest_s if replica.latency_s and fastest_s else 1.0
+    return replica.in_flight * (slowness if slowness >= _NOTABLY_SLOWER else 1.0)
