@@ -152,9 +152,9 @@ def throughput(calls: Sequence[Call], from_s: float, to_s: float) -> float:
 
 
 def recovery_s(calls: Sequence[Call], fault_s: float, wanted_per_s: float, end_s: float) -> float:
-    """Seconds from a fault to the first full second of `wanted_per_s` or more; to `end_s` when there is none."""
+    """Seconds from a fault to the end of the last full second before `end_s` with less than `wanted_per_s`; 0 without one."""
     done = np.sort([call.done_s for call in calls if call.outcome == OK])
-    for start_s in np.arange(fault_s, end_s, 0.05):
-        if np.searchsorted(done, start_s + 1.0) - np.searchsorted(done, start_s) >= wanted_per_s:
-            return float(start_s - fault_s)
-    return end_s - fault_s
+    starts_s = np.arange(fault_s, end_s - 1.0 + 1e-9, 0.05)
+    counts = np.searchsorted(done, starts_s + 1.0) - np.searchsorted(done, starts_s)
+    bad = starts_s[counts < wanted_per_s]
+    return float(bad[-1] + 1.0 - fault_s) if len(bad) else 0.0

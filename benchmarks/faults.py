@@ -5,7 +5,7 @@
 
 Callers ask about one image after the other as fast as they are answered, and every answer is held against the known scores and
 decision. What the surviving replicas can do is measured right before each fault, with the others idle; a fault counts as survived
-from the moment that throughput is back at 0.8 of it. All replicas and the callers share this machine.
+at the end of the last second with less than 0.8 of it. All replicas and the callers share this machine.
 """
 
 from __future__ import annotations
@@ -217,8 +217,12 @@ def bars_of(points: Sequence[Point]) -> list[Bar]:
         recovery = point.number("recovery_s")
         text = f"{name}: s until {SHARE} of what survives is back"
         found.append(Bar(name=text, measured=recovery, limit=BACK_WITHIN_S, sense="at_most"))
-        if point.settings["fault"] == "stub" and point.values["unready_s"] is not None:
-            late_s = point.number("unready_s") - point.number("begun_s")
+        share = point.number("share_after_2s")
+        text = f"{name}: share of what survives, from {BACK_WITHIN_S:g} s on"
+        found.append(Bar(name=text, measured=share, limit=SHARE, sense="at_least"))
+        if point.settings["fault"] == "stub":
+            unseen = point.values["unready_s"] is None  # all of the time that it lasted, then
+            late_s = point.number("undone_s" if unseen else "unready_s") - point.number("begun_s")
             found.append(Bar(name=f"{name}: s until unready", measured=late_s, limit=2.0, sense="at_most"))
     return found
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,10 +16,12 @@ from tritonclient.grpc import service_pb2
 from benchmarks.senders import error_kind, unary
 from benchmarks.target import UNLIMITED, pixel_message
 
+UNANSWERED = "unanswered"
+
 
 @dataclass(frozen=True)
 class Sent:
-    """One request: when it was due and when it was over, in seconds of the run; "" when it was answered."""
+    """One request: when it was due and when it was over, in seconds of the run; error "" when it was answered."""
 
     due_s: float
     done_s: float
@@ -47,24 +50,29 @@ def offer(
         grpc.channel_ready_future(channel).result(timeout=deadline_s)
         call, began = unary(channel), time.perf_counter()
 
-        def over(due_s: float, future: Any) -> None:
+        def over(number: int, due_s: float, future: Any) -> None:
             error = future.exception()
             kind = "" if error is None else error_kind(error)
             sent.append(Sent(due_s, time.perf_counter() - began, kind))
+            waiting.pop(number, None)
 
+        waiting: dict[int, float] = {}
         num_asked, end_s, due_s = 0, 0.0, 0.0
         for duration_s, rate_per_s in phases:
             end_s += duration_s
             while (due_s := due_s + rng.exponential(1 / rate_per_s)) < end_s:
                 time.sleep(max(0.0, due_s - (time.perf_counter() - began)))
+                waiting[num_asked] = due_s
                 future = call.future(content, timeout=deadline_s)
-                future.add_done_callback(lambda done, due_s=due_s: over(due_s, done))
+                future.add_done_callback(partial(over, num_asked, due_s))
                 num_asked += 1
             due_s = end_s
         give_up = time.perf_counter() + deadline_s + 1.0
-        while len(sent) < num_asked and time.perf_counter() < give_up:
+        while waiting and time.perf_counter() < give_up:
             time.sleep(0.01)
-    return sorted(sent, key=lambda each: each.due_s)
+        lost = [Sent(due, time.perf_counter() - began, UNANSWERED) for due in list(waiting.values())]
+        answered = list(sent)
+    return sorted([*answered, *lost], key=lambda each: each.due_s)
 
 
 def offer_there(
