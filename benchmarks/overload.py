@@ -166,7 +166,7 @@ def measure_overload(
     with Worker() as worker:
         sent = worker.call(offer_there, running.address.url, content, phases, config.deadline_s)
     used = memory.close()
-    values = {"capacity_per_s": capacity_per_s, "offered_per_s": flood}
+    values: dict[str, Scalar] = {"capacity_per_s": capacity_per_s, "offered_per_s": flood}
     values |= {"offered_multiple": flood / capacity_per_s, **_figures(sent, used, config)}
     return Point(settings={"phase": "overload"}, samples=_samples(sent, used), values=values)
 

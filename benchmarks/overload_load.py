@@ -45,6 +45,7 @@ def offer(
 ) -> list[Sent]:
     """Send when due, by (seconds, requests a second) one after the other; what became of each request."""
     sent: list[Sent] = []
+    waiting: dict[int, float] = {}
     rng = np.random.default_rng(seed)
     with grpc.insecure_channel(url, options=UNLIMITED) as channel:
         grpc.channel_ready_future(channel).result(timeout=deadline_s)
@@ -56,23 +57,20 @@ def offer(
             sent.append(Sent(due_s, time.perf_counter() - began, kind))
             waiting.pop(number, None)
 
-        waiting: dict[int, float] = {}
         num_asked, end_s, due_s = 0, 0.0, 0.0
         for duration_s, rate_per_s in phases:
             end_s += duration_s
             while (due_s := due_s + rng.exponential(1 / rate_per_s)) < end_s:
                 time.sleep(max(0.0, due_s - (time.perf_counter() - began)))
                 waiting[num_asked] = due_s
-                future = call.future(content, timeout=deadline_s)
-                future.add_done_callback(partial(over, num_asked, due_s))
+                call.future(content, timeout=deadline_s).add_done_callback(partial(over, num_asked, due_s))
                 num_asked += 1
             due_s = end_s
         give_up = time.perf_counter() + deadline_s + 1.0
         while waiting and time.perf_counter() < give_up:
             time.sleep(0.01)
         lost = [Sent(due, time.perf_counter() - began, UNANSWERED) for due in list(waiting.values())]
-        answered = list(sent)
-    return sorted([*answered, *lost], key=lambda each: each.due_s)
+        return sorted([*sent, *lost], key=lambda each: each.due_s)
 
 
 def offer_there(

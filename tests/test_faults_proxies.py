@@ -75,8 +75,9 @@ def impatient(
 def _before(
     kind: str, pair: list[Replica], tls: Path, folder: Path, patience_s: int
 ) -> AbstractContextManager[Proxy]:
-    files = {"cert": tls / "cert.pem", "key": tls / "key.pem"}
-    return running_proxy(kind, folder, servers=[each.ports for each in pair], patience_s=patience_s, **files)
+    servers = [each.ports for each in pair]
+    cert, key = tls / "cert.pem", tls / "key.pem"
+    return running_proxy(kind, folder, servers=servers, cert=cert, key=key, patience_s=patience_s)
 
 
 def _url(proxy: Proxy, kind: str) -> str:
@@ -150,7 +151,9 @@ def test_hostile_request_is_refused(impatient: Proxy, pair: list[Replica], tls: 
 
 def test_hostile_requests_are_documented() -> None:
     """The table in the documentation has what is sent and answered here."""
-    rows = [(name, " or ".join(sorted(wanted))) for name, (_, wanted) in HOSTILE.items()]
+    rows: list[tuple[str, ...]] = [
+        (name, " or ".join(sorted(wanted))) for name, (_, wanted) in HOSTILE.items()
+    ]
     content = table(("request", "answer"), rows)
     if os.environ.get("WRITE_DOCS"):
         write(DOCUMENT, "hostile", content)

@@ -7,6 +7,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ from serve.watch import WatchConfig
 from serve.workspace import Workspace, sweep
 from tests.serving import eventually
 
-FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+FREE: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_values_that_cannot_be_are_refused(
 @pytest.mark.parametrize("field", ["token_file", "log_file"])
 def test_file_in_a_folder_that_is_not_there(repository: Path, tmp_path: Path, field: str) -> None:
     """The error names the file and is one of ours."""
-    config = ServerConfig(repository=repository, **{**FREE, field: tmp_path / "none" / "file"})  # type: ignore[arg-type]
+    config = ServerConfig(repository=repository, **{**FREE, field: tmp_path / "none" / "file"})
     with pytest.raises(ResourceError, match="none/file"):
         TritonServer(config).start()
 
