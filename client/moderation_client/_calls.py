@@ -104,7 +104,7 @@ def decode(session: Session, job: Job, options: CallOptions) -> Tell:
     limits = session.settings.limits or images.DEFAULT_LIMITS
     try:
         if session.settings.decode == "server":
-            content = read_file(source, limits)
+            content, job.incomplete = read_file(source, limits)
             took_s = time.monotonic() - started
             return lambda window: window.prepared(job, content, 1, len(content), None, took_s)
         spec = session.book.current(options.version).image

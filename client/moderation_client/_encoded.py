@@ -6,9 +6,9 @@ a ContractError and never a verdict.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from moderation_client import _errors
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from moderation_client._session import Session
     from moderation_client._settings import CallOptions
     from moderation_client.images import ImageLimits
+
+FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
+}
+"""What JSON must hold for a field of a verdict's parts, by the field's annotation."""
 
 
 def read_encoded_config(config: Mapping[str, Any]) -> int:
@@ -43,26 +53,16 @@ def read_encoded_config(config: Mapping[str, Any]) -> int:
     return max_batch
 
 
-def read_file(source: Any, limits: ImageLimits) -> bytes:
-    """Bytes to send for a source; what is decoded already goes as PNG, without loss. Raises InvalidImageError."""
-    from PIL import Image  # noqa: PLC0415  Pillow and numpy take 100 ms to import
-
-    from moderation_client._image_source import Encoded, read_source  # noqa: PLC0415  likewise
+def read_file(source: Any, limits: ImageLimits) -> tuple[bytes, str | None]:
+    """Bytes to send for a source, and what of it they leave out; pixels go as PNG. Raises InvalidImageError."""
+    from moderation_client._image_source import Encoded, read_source  # noqa: PLC0415  Pillow and numpy take 100 ms
 
     content = read_source(source, limits)
     if isinstance(content, Encoded):
-        return content.data
-    try:
-        picture = (
-            content.pixels if isinstance(content.pixels, Image.Image) else Image.fromarray(content.pixels)
-        )
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", compress_level=1)
-    except (TypeError, ValueError, OSError) as error:
-        raise _errors.BadArrayError(
-            f"cannot be sent as PNG ({error}): use decode='client', or give uint8 HxWx3"
-        ) from error
-    return buffer.getvalue()
+        return content.data, None
+    from moderation_client._image_png import as_png  # noqa: PLC0415  likewise
+
+    return as_png(content, limits)
 
 
 def judge_files(
@@ -85,9 +85,20 @@ def judge_files(
         part.job.attempts += progress.attempts
         part.job.infer_s += progress.infer_s
     return [
-        read_record(record, part.job, session.settings.error_decision)
+        _outcome(record, part.job, session.settings.error_decision)
         for part, record in zip(batch.parts, records, strict=True)
     ]
+
+
+def _outcome(text: bytes, job: Job, error_decision: Decision) -> Verdict | ModerationError:
+    """One image's answer; an unusable one is this image's alone."""
+    try:
+        outcome = read_record(text, job, error_decision)
+    except ContractError as error:
+        return error
+    if isinstance(outcome, ModerationError) or job.incomplete is None:
+        return outcome
+    return replace(_stricter(outcome, Decision.REVIEW), reason=outcome.reason or job.incomplete)
 
 
 def read_record(text: bytes, job: Job, error_decision: Decision) -> Verdict | ModerationError:
@@ -97,15 +108,10 @@ def read_record(text: bytes, job: Job, error_decision: Decision) -> Verdict | Mo
         if record["schema_version"] != VERDICT_SCHEMA_VERSION:
             raise ContractError(f"server's verdict has schema_version {record['schema_version']!r}")
         verdict = _verdict(record, job)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ContractError(f"server's verdict is not usable: {error!r}") from error
     if verdict.error is None:
-        if not verdict.scores or verdict.score is None or verdict.threshold is None or verdict.label is None:
-            raise ContractError("server's verdict has neither scores nor an error")
-        if verdict.decision is Decision.ALLOW and not verdict.score < verdict.threshold:
-            raise ContractError(
-                f"server allowed a score of {verdict.score} at a threshold of {verdict.threshold}"
-            )
+        check_judged(verdict)
         return verdict
     kind = getattr(_errors, verdict.error.kind, None)
     if isinstance(kind, type) and issubclass(kind, ServiceError):
@@ -115,30 +121,76 @@ def read_record(text: bytes, job: Job, error_decision: Decision) -> Verdict | Mo
     return _stricter(verdict, error_decision)
 
 
-def _stricter(verdict: Verdict, error_decision: Decision) -> Verdict:
-    import dataclasses  # noqa: PLC0415  one use
+def check_judged(verdict: Verdict) -> None:
+    """Check that a verdict without an error rests on scores, and an ALLOW on a whole look. Raises ContractError."""
+    score, threshold = verdict.score, verdict.threshold
+    if not verdict.scores or score is None or threshold is None or verdict.label is None:
+        raise ContractError("server's verdict has neither scores nor an error")
+    if verdict.scores.get(verdict.label) != score:
+        raise ContractError(
+            f"server's verdict rests on {verdict.label!r} {score}, its scores are {verdict.scores}"
+        )
+    if verdict.decision is not Decision.ALLOW:
+        return
+    if not score < threshold:
+        raise ContractError(f"server allowed a score of {score} at a threshold of {threshold}")
+    if verdict.views is None or verdict.views.looked_at < 1 or verdict.reason is not None:
+        raise ContractError(
+            f"server allowed what it did not look at: {verdict.views}, reason {verdict.reason!r}"
+        )
 
-    return dataclasses.replace(verdict, decision=max(verdict.decision, error_decision))
+
+def _stricter(verdict: Verdict, least: Decision) -> Verdict:
+    return replace(verdict, decision=max(verdict.decision, least))
 
 
 def _verdict(record: Mapping[str, Any], job: Job) -> Verdict:
-    def part(name: str, kind: Any) -> Any:
-        return None if record[name] is None else kind(**record[name])
-
     return Verdict(
         id=job.id,
         decision=Decision.parse(record["decision"]),
-        label=record["label"],
-        score=record["score"],
-        threshold=record["threshold"],
-        scores={str(label): float(value) for label, value in record["scores"].items()},
-        reason=record["reason"],
-        error=part("error", VerdictError),
-        model_name=record["model_name"],
-        model_version=record["model_version"],
-        policy_name=record["policy_name"],
-        policy_version=record["policy_version"],
-        image=part("image", ImageInfo),
-        views=part("views", Views),
+        label=_text(record["label"]),
+        score=_share(record["score"]),
+        threshold=_share(record["threshold"]),
+        scores={label: _number(value) for label, value in record["scores"].items()},
+        reason=_text(record["reason"]),
+        error=_part(record["error"], VerdictError),
+        model_name=_text(record["model_name"]),
+        model_version=_text(record["model_version"]),
+        policy_name=_text(record["policy_name"]),
+        policy_version=_text(record["policy_version"]),
+        image=_part(record["image"], ImageInfo),
+        views=_part(record["views"], Views),
         timing=job.timing(),
     )
+
+
+def _part(record: Any, kind: Any) -> Any:
+    """One of the record's own records, its types checked; fields that are not known yet are left out. Raises TypeError."""
+    if record is None:
+        return None
+    part = kind(**{each.name: record[each.name] for each in fields(kind) if each.name in record})
+    for each in fields(kind):
+        value = getattr(part, each.name)
+        allowed = FIELD_TYPES[str(each.type)]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise TypeError(f"{each.name} is {value!r}")
+    return part
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _share(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _number(value: Any) -> float:
+    """A number in 0..1. Raises TypeError or ValueError for anything else, NaN and bool included."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{value!r} is not in 0..1")
+    return float(value)

@@ -60,7 +60,7 @@ def _decode_loaded(
     """Use a loaded image's pixels as they are."""
     check_size(image.size, "PIL image", limits)
     pictures = _image_modes.to_8bit(image, "PIL image")
-    look = _look(pictures, image.size, spec, limits, orientation=_orientation(image.info))
+    look = _look(pictures, image.size, spec, limits, orientation=orientation_of(image.info))
     info = _info(image.format, image.size, image.mode, look.orientation)
     plan = FramePlan(total=num_frames or 1, indices=[0], left_out=frames_missing(num_frames))
     return _assemble([look], plan, info, limits)
@@ -85,7 +85,7 @@ def _decode_file(opened: Opened, spec: ImageSpec, limits: ImageLimits) -> Decode
 def _look_at_jpeg(opened: Opened, spec: ImageSpec, limits: ImageLimits) -> Look:
     """Decode a JPEG at the smallest scale that serves the model's size."""
     image, size = opened.image, opened.image.size
-    orientation = _orientation(image.info)
+    orientation = orientation_of(image.info)
     drafted = image.draft(None, _image_views.draft_size(size, spec, orientation))
     scale = drafted[1][2] / size[0] if drafted else 1.0
     return _look(load_frame(opened, 0, limits), size, spec, limits, orientation=orientation, scale=scale)
@@ -110,7 +110,7 @@ def _look_at_frame(opened: Opened, index: int, spec: ImageSpec, limits: ImageLim
     """Decode one frame and look at it at once: the next one takes its memory."""
     pictures = load_frame(opened, index, limits)
     image = opened.image
-    return _look(pictures, image.size, spec, limits, orientation=_orientation(image.info))
+    return _look(pictures, image.size, spec, limits, orientation=orientation_of(image.info))
 
 
 def _look(
@@ -161,7 +161,7 @@ def _tiff_orientation(image: Image.Image) -> int:
     return _valid(tags.get(ORIENTATION_TAG)) if tags is not None else 1
 
 
-def _orientation(info: dict[Any, Any]) -> int:
+def orientation_of(info: dict[Any, Any]) -> int:
     """Read the EXIF (or XMP) orientation, 1..8; a block that cannot be read turns nothing.
 
     Read through a blank image with the same metadata, so that nothing is cached on, or loaded by, a caller's image.

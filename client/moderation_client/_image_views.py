@@ -139,14 +139,19 @@ def _fit(
     if spec.fit == "letterbox":
         width, height = _shrink_to_fit(box, width, height)
     small = image.resize((width, height), _RESAMPLING[spec.resampling], box, reducing_gap=REDUCING_GAP)
-    turn = _TURNS.get(orientation)
-    turned = small.transpose(turn) if turn is not None else small
-    if turned.size == (spec.width, spec.height):
-        return turned
-    canvas = Image.new("RGBa" if turned.mode == "RGBa" else "RGB", (spec.width, spec.height), fill)
-    whole = turned if turned.mode == canvas.mode else turned.convert("RGB")
-    canvas.paste(whole, ((spec.width - turned.width) // 2, (spec.height - turned.height) // 2))
+    upright = turned(small, orientation)
+    if upright.size == (spec.width, spec.height):
+        return upright
+    canvas = Image.new("RGBa" if upright.mode == "RGBa" else "RGB", (spec.width, spec.height), fill)
+    whole = upright if upright.mode == canvas.mode else upright.convert("RGB")
+    canvas.paste(whole, ((spec.width - upright.width) // 2, (spec.height - upright.height) // 2))
     return canvas
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Apply an EXIF orientation; the image itself when there is nothing to turn."""
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _center_crop(box: Box, aspect: float) -> Box:

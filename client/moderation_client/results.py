@@ -65,12 +65,22 @@ class VerdictError:
     """Sentence for a person."""
     kind: str
     """Name of the error class."""
+    value: float | None = None
+    """Number that broke a limit, where one did."""
+    limit: float | None = None
+    """That limit."""
 
     @classmethod
     def of(cls, error: ModerationError) -> VerdictError:
         """Describe an error."""
         message = error.message if isinstance(error, InvalidImageError) else str(error)
-        return cls(code=getattr(error, "code", "error"), message=message, kind=type(error).__name__)
+        return cls(
+            code=getattr(error, "code", "error"),
+            message=message,
+            kind=type(error).__name__,
+            value=getattr(error, "value", None),
+            limit=getattr(error, "limit", None),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
