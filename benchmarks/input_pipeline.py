@@ -1,10 +1,13 @@
 """Whether training waits for its images: images/s with the real input pipeline over images/s on one batch kept in memory.
 
-The two are measured in turns within one run, so that a busy neighbour slows both. Memory is read after every epoch of the pipeline.
+The whole network learns from images that two processes decode anew in every epoch, as with a data set too large for memory. The two
+ways are measured in turns within one run, so that a busy neighbour slows both; the workers run only in the pipeline's turns. Memory,
+the workers' included, is read after every epoch of the pipeline.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,13 +23,16 @@ from tqdm import tqdm
 from benchmarks.results import Bar, Point, make_result, write_result
 from benchmarks.stats import ratio
 from train.augment import Augment
-from train.config import PRESETS, TrainConfig
+from train.config import PRESETS
+from train.judge import fast_precision
 from train.loaders import Loaders
 from train.loop import Classifier, freeze, parameter_groups
 from train.losses import Criterion, positive_weight
 from train.sampling import Draw
 from train.task import new_model, prepare
 
+WARM_UP = 4
+"""Steps before the clock: as many batches may lie ready when the first one comes."""
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -36,12 +42,14 @@ class InputConfig:
 
     data: Path = Path("data/illustrated/manifest.csv")
     """Manifest of the demo's images."""
-    rounds: int = 6
+    rounds: int = 3
     """Turns; each runs both ways."""
     steps: int = 8
     """Training steps of each way in a turn."""
-    num_images: int = 512
-    """Images of an epoch of the memory check."""
+    batch_size: int = 16
+    """Images a step."""
+    num_workers: int = 2
+    """Processes that decode."""
     epochs: int = 8
     """Epochs of the memory check, of the input pipeline alone."""
     out: Path = Path("benchmarks/results")
@@ -51,10 +59,7 @@ class InputConfig:
 def main() -> None:
     """Measure, print the bars, write input_pipeline.json."""
     config = tyro.cli(InputConfig, description=__doc__)
-    settings = replace(
-        PRESETS["demo"], data=config.data, runs=Path("runs/benchmarks"), name="input", check=False
-    )
-    classifier, loaders = build(settings, config.num_images)
+    classifier, loaders = build(config)
     rates = measure(config, classifier, loaders)
     found = ratio(rates["pipeline"], rates["cached"])
     memory = memory_mb(config, classifier, loaders)
@@ -86,9 +91,24 @@ def main() -> None:
     )
 
 
-def build(settings: TrainConfig, num_images: int) -> tuple[Classifier, Loaders]:
-    """The demo's network and the first images of its training split."""
+def build(config: InputConfig) -> tuple[Classifier, Loaders]:
+    """The demo's network with nothing frozen, and as many images of its training split as a turn takes."""
+    settings = replace(
+        PRESETS["demo"],
+        data=config.data,
+        runs=Path("runs/benchmarks"),
+        name="input",
+        check=False,
+        freeze=(),
+        frozen_passes=0,
+        freeze_norm=False,
+        freeze_depthwise=False,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        cache_gb=0.0,
+    )
     task = prepare(settings)
+    num_images = (config.steps + WARM_UP) * config.batch_size
     loaders = Loaders(task.split("train")[:num_images], [], task.labels, task.spec, settings)
     criterion = Criterion(
         task=settings.task,
@@ -99,34 +119,38 @@ def build(settings: TrainConfig, num_images: int) -> tuple[Classifier, Loaders]:
     return Classifier(new_model(task), settings, criterion), loaders
 
 
-def batches(loaders: Loaders) -> Iterator[Batch]:
-    """Batches without end, a new order every epoch."""
-    loader, epoch = loaders.train_dataloader(), 0
-    while True:
+def epochs(loaders: Loaders) -> Iterator[Iterator[Batch]]:
+    """Batches of one epoch after the other, each in an order of its own, by workers that stay."""
+    loader = loaders.train_dataloader()
+    for epoch in itertools.count():
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        yield from loader
-        epoch += 1
+        yield iter(loader)
 
 
 def measure(config: InputConfig, classifier: Classifier, loaders: Loaders) -> dict[str, list[float]]:
     """Images/s of both ways, a value a turn; the first turn warms up and is dropped."""
     optimizer = torch.optim.AdamW(parameter_groups(classifier.model, classifier.config))
-    stream = batches(loaders)
-    kept = next(stream)
     augment = Augment(size=classifier.config.size_at(0))
+    kept = next(next(epochs(loaders)))
     images = augment(kept[0], Draw(seed=0, epoch=0, step=0))
 
     def cached(_: int) -> int:
         return step(classifier, optimizer, images, kept)
 
-    def pipeline(number: int) -> int:
-        batch = next(stream)
-        return step(classifier, optimizer, augment(batch[0], Draw(seed=0, epoch=1, step=number)), batch)
-
     rates: dict[str, list[float]] = {"cached": [], "pipeline": []}
-    for _ in tqdm(range(config.rounds + 1), "turns", leave=False):
-        for kind, run in (("cached", cached), ("pipeline", pipeline)):
-            rates[kind].append(_rate(run, config.steps))
+    for turn in tqdm(range(config.rounds + 1), "turns", leave=False):
+        rates["cached"].append(_rate(cached, config.steps))
+        batches = next(epochs(loaders))  # workers start here and end with the turn
+
+        def pipeline(number: int, batches: Iterator[Batch] = batches, turn: int = turn) -> int:
+            batch = next(batches)
+            return step(
+                classifier, optimizer, augment(batch[0], Draw(seed=0, epoch=turn, step=number)), batch
+            )
+
+        _rate(pipeline, WARM_UP)
+        rates["pipeline"].append(_rate(pipeline, config.steps))
+        del batches, pipeline
     return {kind: values[1:] for kind, values in rates.items()}
 
 
@@ -140,7 +164,8 @@ def step(classifier: Classifier, optimizer: Any, images: Tensor, batch: Batch) -
     """One step of the demo's training; the number of images."""
     classifier.model.train()
     freeze(classifier.model, classifier.config)
-    with torch.autocast("cpu", torch.bfloat16):
+    fast = fast_precision(classifier.config)
+    with torch.autocast("cpu", fast, enabled=fast != torch.float32):
         loss = classifier.criterion(classifier.model.logits(images), batch[1], batch[2].float())
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -149,12 +174,13 @@ def step(classifier: Classifier, optimizer: Any, images: Tensor, batch: Batch) -
 
 
 def memory_mb(config: InputConfig, classifier: Classifier, loaders: Loaders) -> list[float]:
-    """Resident memory after every epoch of loading and augmenting."""
-    found, augment = [], Augment(size=classifier.config.size_at(0))
-    for epoch in range(config.epochs):
-        for number, batch in enumerate(loaders.train_dataloader()):
+    """Resident memory of this process and its workers after every epoch of loading and augmenting."""
+    found, augment, process = [], Augment(size=classifier.config.size_at(0)), psutil.Process()
+    for epoch, batches in zip(range(config.epochs), epochs(loaders), strict=False):
+        for number, batch in enumerate(batches):
             augment(batch[0], Draw(seed=0, epoch=epoch, step=number))
-        found.append(psutil.Process().memory_info().rss / 1e6)
+        family = [process, *process.children(recursive=True)]
+        found.append(sum(each.memory_info().rss for each in family) / 1e6)
     return found
 
 

@@ -34,6 +34,8 @@ class ScoredImages:
     paths: tuple[Path, ...]
     shown: tuple[str, ...]
     """True labels of each image, separated by ";"."""
+    sources: tuple[str, ...] = ()
+    """Where each image comes from; empty in files that do not say."""
 
 
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "safetensors")
@@ -136,7 +138,12 @@ def load_scores(run: Path, exempt: frozenset[str] = frozenset({"neutral"})) -> d
             harmful=np.array([label not in exempt for label in labels]),
         )
         paths = tuple(Path(row[1]) for row in chosen)
-        found[split] = ScoredImages(scored=scored, paths=paths, shown=tuple(row[4] for row in chosen))
+        found[split] = ScoredImages(
+            scored=scored,
+            paths=paths,
+            shown=tuple(row[4] for row in chosen),
+            sources=tuple(row[3] for row in chosen),
+        )
     return found
 
 
