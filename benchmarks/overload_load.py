@@ -52,8 +52,7 @@ def offer(
         call, began = unary(channel), time.perf_counter()
 
         def over(number: int, due_s: float, future: Any) -> None:
-            error = future.exception()
-            kind = "" if error is None else error_kind(error)
+            kind = "" if (error := future.exception()) is None else error_kind(error)
             sent.append(Sent(due_s, time.perf_counter() - began, kind))
             waiting.pop(number, None)
 
