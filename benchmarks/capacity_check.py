@@ -128,7 +128,7 @@ def compare(service: Service, jobs: Sequence[OpenJob], reports: Sequence[OpenRep
     ]
     predicted = np.concatenate(warm)
     values: dict[str, str | int | float | bool | None] = {
-        "num_errors": sum(len(each.errors) for each in reports)
+        "num_errors": sum(sum(each.errors.values()) for each in reports)
     }
     for name, of in (("mean", np.mean), ("p50", np.median), ("p99", lambda each: np.percentile(each, 99))):
         values[f"measured_{name}_ms"] = float(of(latency))

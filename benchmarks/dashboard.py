@@ -89,30 +89,37 @@ def draw(panels: Sequence[Panel], query: Query, out: Path) -> int:
 
     num_rows = -(-len(panels) // NUM_COLUMNS)
     figure = Figure(figsize=(15, 2.7 * num_rows), layout="constrained")
-    num_series = 0
-    for place, panel in enumerate(panels):
+    answers = [
+        [
+            (legend(text, each["metric"]), each)
+            for expression, text in panel.targets
+            for each in query(expression)
+        ]
+        for panel in panels
+    ]
+    start = min(
+        (float(when) for found in answers for _, each in found for when, _ in each["values"]), default=0.0
+    )
+    for place, (panel, found) in enumerate(zip(panels, answers, strict=True)):
         axes = figure.add_subplot(num_rows, NUM_COLUMNS, place + 1)
         axes.set_title(panel.title, fontsize=9, loc="left", fontweight="bold")
         axes.tick_params(labelsize=7)
-        found = [
-            (legend(text, series["metric"]), series)
-            for expression, text in panel.targets
-            for series in query(expression)
-        ]
-        num_series += len(found)
-        (_bars if panel.kind == "bargauge" else _lines)(axes, panel, found)
+        if panel.kind == "bargauge":
+            _bars(axes, panel, found)
+        else:
+            _lines(axes, panel, found, start)
     figure.savefig(out, dpi=75)
-    return num_series
+    return sum(len(found) for found in answers)
 
 
-def _lines(axes: Any, panel: Panel, found: list[tuple[str, dict[str, Any]]]) -> None:
-    """Draw series over time, seconds from the first value; gaps stay gaps."""
+def _lines(axes: Any, panel: Panel, found: list[tuple[str, dict[str, Any]]], start: float) -> None:
+    """Draw series over time, seconds from `start`, the first value of any panel; gaps stay gaps."""
     times = sorted({float(when) for _, series in found for when, _ in series["values"]})
     rows = []
     for _, series in found:
         values = {float(when): float(value) for when, value in series["values"]}
         rows.append([values.get(when, 0.0 if panel.stacked else float("nan")) for when in times])
-    at = [when - times[0] for when in times] if times else []
+    at = [when - start for when in times]
     names = [name for name, _ in found]
     if panel.stacked and rows:
         axes.stackplot(at, rows, labels=names, alpha=0.7)

@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModerationError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: what is done is kept, the same command goes on", file=sys.stderr)
         return 130

@@ -17,10 +17,13 @@ from typing import Any
 from bulk.config import BulkConfig
 from bulk.errors import ClusterError
 from bulk.places import place_of
-from bulk.plan import done_shards
+from bulk.plan import part_name
 from bulk.progress import Progress
 from bulk.reading import Shard
 from bulk.work import Task, Worker, step_back
+
+MAX_BLOCKS = 10_000
+"""Blocks that Ray's driver keeps account of without trouble."""
 
 
 class ShardActor:
@@ -37,7 +40,7 @@ class ShardActor:
         num_images = []
         for row in batch["shard"]:
             shard = Shard(**row)
-            done = shard.index in done_shards(self._out)
+            done = self._out.has(part_name(shard.index))
             num_images.append(0 if done else self._worker.run(shard).num_images)
         return {"num_images": num_images}
 
@@ -60,9 +63,9 @@ def judge_on_ray(task: Task, shards: list[Shard], progress: Progress, *, config:
 
 
 def _dataset(ray: Any, task: Task, shards: list[Shard], config: BulkConfig) -> Any:
-    """One block a shard, so that one at a time goes to an actor and nothing done is lost with its neighbour."""
+    """One block a shard, so that one at a time goes to an actor; a billion images' shards share blocks, and skip what is done."""
     items = [{"shard": dataclasses.asdict(each)} for each in shards]
-    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    return ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS)).map_batches(
         ShardActor,
         fn_constructor_kwargs={"task": task},
         batch_size=1,

@@ -46,6 +46,11 @@ class Place:
         stream: IO[bytes] = self.fs.open(self.path, "rb")
         return stream
 
+    def has(self, name: str) -> bool:
+        """Whether this folder holds the file, asked anew."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(self.child(name).path))
+
     def names(self) -> set[str]:
         """Names of the files directly in this folder; none when it is not there."""
         try:

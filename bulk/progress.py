@@ -8,19 +8,18 @@ from types import TracebackType
 from tqdm import tqdm
 
 from bulk.plan import Plan
-from bulk.reading import Shard
 from bulk.rows import Counts
 
 
 class Progress:
     """A bar over images. Nothing is written when standard error is no terminal."""
 
-    def __init__(self, plan: Plan, done: list[Shard], *, cost_per_hour: float | None) -> None:
-        """`done`: shards of an earlier run, which count but do not make this run look fast."""
+    def __init__(self, plan: Plan, num_shards: int, num_images: int, *, cost_per_hour: float | None) -> None:
+        """`num_shards` and `num_images` of an earlier run count, but do not make this run look fast."""
         self._plan = plan
         self._cost_per_hour = cost_per_hour
-        self._num_shards = len(done)
-        self._num_images = self._num_before = sum(each.num_images or 0 for each in done)
+        self._num_shards = num_shards
+        self._num_images = self._num_before = num_images
         self._began = time.monotonic()
         self._bar = tqdm(
             total=plan.num_images,

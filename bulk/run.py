@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 
 import pyarrow as pa
 
@@ -17,6 +18,8 @@ from bulk.reading import Shard
 from bulk.rows import Counts, read_counts
 from bulk.work import Task, Worker, connect
 
+NUM_READERS = 32
+"""Footers that are read at a time."""
 Judge = Callable[[Task, list[Shard], Progress], None]
 """Judges shards somewhere and tells the progress."""
 
@@ -36,14 +39,15 @@ def run_bulk(config: BulkConfig) -> Counts:
         model_version=plan.model_version,
         nice=config.nice,
     )
-    earlier = [shard for shard in shards if shard.index in done]
-    with Progress(plan, earlier, cost_per_hour=config.cost_per_hour) as progress:
+    before = sum(
+        counts.num_images for counts in read_parts(out, [each for each in shards if each.index in done])
+    )
+    with Progress(plan, len(done), before, cost_per_hour=config.cost_per_hour) as progress:
         if missing:
             _judge_of(config)(task, missing, progress)
         elapsed_s = progress.elapsed_s
     counts = check_complete(plan, shards, out)
     out.sweep()
-    before = sum(shard.num_images or 0 for shard in earlier)
     now = counts.num_images - before if missing else 0
     print(summary(counts, num_now=now, elapsed_s=elapsed_s, cost_per_hour=config.cost_per_hour))
     return counts
@@ -98,26 +102,31 @@ def _settle(running: set[Future[Counts]], progress: Progress) -> set[Future[Coun
     return rest
 
 
-def check_complete(plan: Plan, shards: list[Shard], out: Place) -> Counts:
+def read_parts(out: Place, shards: Sequence[Shard]) -> list[Counts]:
+    """Counts of every part, many footers at a time: a store takes a while for each. Raises PlanError."""
+    with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="bulk-footer") as pool:
+        return list(pool.map(partial(_read_part, out), shards))
+
+
+def _read_part(out: Place, shard: Shard) -> Counts:
+    place = out.child(part_name(shard.index))
+    try:
+        with place.open() as stream:
+            counts = read_counts(stream)
+    except FileNotFoundError as error:
+        raise PlanError(f"{place.url} is missing: run the same command again") from error
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise PlanError(
+            f"{place.url} is damaged ({error}): remove it and run the same command again"
+        ) from error
+    if shard.num_images is not None and counts.num_images != shard.num_images:
+        raise PlanError(f"{place.url} has {counts.num_images} rows, its shard {shard.num_images}")
+    return counts
+
+
+def check_complete(plan: Plan, shards: Sequence[Shard], out: Place) -> Counts:
     """Add up every part's counts, each compared with its shard. Raises PlanError when a row is missing or too many."""
-    total = Counts()
-    names = out.names()
-    for shard in shards:
-        name = part_name(shard.index)
-        if name not in names:
-            raise PlanError(f"{out.child(name).url} is missing: run the same command again")
-        try:
-            with out.child(name).open() as stream:
-                counts = read_counts(stream)
-        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-            raise PlanError(
-                f"{out.child(name).url} is damaged ({error}): remove it and run the same command again"
-            ) from error
-        if shard.num_images is not None and counts.num_images != shard.num_images:
-            raise PlanError(
-                f"{out.child(name).url} has {counts.num_images} rows, its shard {shard.num_images}"
-            )
-        total += counts
+    total = sum(read_parts(out, shards), Counts())
     if plan.num_images is not None and total.num_images != plan.num_images:
         raise PlanError(f"{out.url} has {total.num_images} rows, the plan {plan.num_images}")
     if len(total.policy_versions) > 1:

@@ -100,15 +100,14 @@ class Worker:
                 for verdict in self._verdicts(shard, skip=before):
                     rows.append(row_of(verdict, shard.index, len(rows)))
                     on_image()
-                break
+                self._out.write(part_name(shard.index), to_parquet(rows))
+                return count(rows)
             except (ServiceError, OSError) as error:
                 if len(rows) > before:
                     progress_at, num_pauses = time.monotonic(), 0
                 self._check_patience(error, progress_at)
                 self._stopped.wait(min(MAX_PAUSE_S, 0.5 * 2**num_pauses))
                 num_pauses += 1
-        self._out.write(part_name(shard.index), to_parquet(rows))
-        return count(rows)
 
     def _verdicts(self, shard: Shard, skip: int) -> Iterator[Verdict]:
         """Judge from image `skip` on, in order; refused ones find their place among those that the client judges."""
