@@ -17,6 +17,7 @@ import torch
 from moderation_client.policy import Policy
 from tests.small_run import small_manifest
 from train.__main__ import main
+from train.loop import Classifier
 from train.model import load_run
 from train.record import load_scores
 
@@ -155,7 +156,7 @@ def test_corrupt_checkpoint_is_explained(
     """Of two checkpoints the broken one is passed over; when none can be read the error says to delete them."""
     assert train(runs, manifest, "broken") == 0
     folder = runs / "broken" / "checkpoints"
-    (kept,) = folder.glob("epoch-*.ckpt")
+    *_, kept = sorted(folder.glob("epoch-*.ckpt"))
     (folder / "epoch-999.ckpt").write_bytes(kept.read_bytes()[:1000])
     assert train(runs, manifest, "broken", "--resume") == 0
     assert "trying the one before" in capsys.readouterr().out
@@ -175,6 +176,52 @@ def test_loss_that_is_no_number_stops_training(
     )
     assert status == 1
     assert "the loss became" in capsys.readouterr().err
+
+
+def test_interrupt_gives_the_way_on(
+    runs: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C within the training ends with the hint and the shell's status for it."""
+
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "training_step", pressed)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert train(runs, manifest, "interrupted", "--no-check", "--probe-epochs", "0") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning turns it off
+    assert "go on with --resume" in capsys.readouterr().err
+
+
+def test_best_epoch_is_kept_and_a_stopped_run_does_not_train_on(
+    runs: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With patience the best epoch's weights are taken, by the run itself and by one that was killed before judging."""
+    monkeypatch.setattr(Classifier, "training_step", worse_and_worse(Classifier.training_step))
+    options = ("--patience", "1", "--ema-decay", "0", "--no-check", "--epochs", "9", "--freeze-norm")
+    assert train(runs, manifest, "stopped", *options) == 0
+    folder = runs / "stopped" / "checkpoints"
+    (best,) = (folder / "best").glob("*.ckpt")
+    assert len(list(folder.glob("epoch-*.ckpt"))) == 2
+    assert max(folder.glob("epoch-*.ckpt")).name > best.name
+    kept = torch.load(best, weights_only=True)["state_dict"]["model.head.bias"]
+    assert torch.equal(load_run(runs / "stopped").model.head.bias, kept)
+    first = results(runs / "stopped")
+    assert train(runs, manifest, "stopped", *options, "--resume") == 0
+    assert results(runs / "stopped") == first
+    assert train(runs, manifest, "stopped", *options, "--resume", "--learning-rate", "1e-4") == 1
+
+
+def worse_and_worse(step: Any) -> Any:
+    """A training step that, from the second epoch on, turns the head around."""
+
+    def turned(self: Classifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss: torch.Tensor = step(self, batch, batch_idx)
+        return loss if self.current_epoch == 0 else -3.0 * loss
+
+    return turned
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ the last finished epoch sees what the unbroken run saw.
 from __future__ import annotations
 
 import logging
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,18 @@ import lightning
 import torch
 from lightning.pytorch import callbacks, loggers
 from torch import Tensor, nn
-from torch.nn import functional
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from train.augment import Augment
+from train.checkpoints import BEST, CHECKPOINTS, is_first, is_over, last_checkpoint, load_weights
 from train.config import TrainConfig
 from train.errors import RunError, TrainError
 from train.loaders import Loaders
-from train.losses import Criterion, mix
+from train.losses import Criterion, mix, side_loss
 from train.model import ModerationModel
 from train.pixels import worst_view
 from train.sampling import Draw
 
-CHECKPOINTS = "checkpoints"
 EXPECTED = "|".join(
     (
         ".*does not have many workers",  # images are decoded already, or the user chose the number
@@ -61,6 +59,7 @@ class Classifier(lightning.LightningModule):
         self.model = model
         self.config = config
         self.criterion = criterion
+        self.has_started = False
         self.depth = depth  # of the frozen parts whose maps come in place of images
         self.average_precision = MultilabelAveragePrecision(model.head.out_features, average="macro")
 
@@ -91,9 +90,8 @@ class Classifier(lightning.LightningModule):
             seen, targets = mix(seen, targets, self.config.mixup, draw)
         features = self.features(seen)
         loss = self.criterion(self.model.head(features), targets, weight.float())
-        if self.side_head is not None and bool((kinds >= 0).any()):
-            side = functional.cross_entropy(self.side_head(features).float(), kinds, label_smoothing=0.1)
-            loss = loss + self.config.side_weight * side
+        if self.side_head is not None:
+            loss = loss + self.config.side_weight * side_loss(self.side_head(features).float(), kinds)
         if not torch.isfinite(loss):
             raise TrainError(
                 f"the loss became {float(loss.detach())} in epoch {self.current_epoch}, step {batch_idx}: lower learning_rate "
@@ -106,6 +104,14 @@ class Classifier(lightning.LightningModule):
         """Set the modes anew: Lightning keeps those it found, which are evaluation's after a probe."""
         self.model.train()
         freeze(self.model, self.config)
+
+    def on_train_start(self) -> None:
+        """A checkpoint has been taken over by now; what fails from here on is no fault of its."""
+        self.has_started = True
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the weights of the last step, which no loss has been computed with."""
+        check_finite(self.model, self.current_epoch)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> None:
         """Score every view; keep the worst of each image."""
@@ -136,6 +142,20 @@ class Classifier(lightning.LightningModule):
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_finite(module: nn.Module, epoch: int) -> None:
+    """Raise TrainError when a weight became NaN or infinite, before such a checkpoint takes the place of a good one."""
+    broken = [
+        name
+        for name, value in module.state_dict().items()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    if broken:
+        raise TrainError(
+            f"{len(broken)} weights became no numbers in epoch {epoch} (first: {broken[0]}): lower learning_rate or train with "
+            "--precision float32; the last good checkpoint is kept"
+        )
 
 
 def freeze(model: ModerationModel, config: TrainConfig) -> None:
@@ -177,32 +197,35 @@ def fit(classifier: Classifier, loaders: Loaders) -> bool:
     config = classifier.config
     folder = config.run / CHECKPOINTS
     checkpoint = last_checkpoint(folder) if config.resume else None
-    if checkpoint is not None and _finished(classifier, checkpoint):
-        return True
-    freeze(classifier.model, config)  # before DDP looks which parameters it must wait for
-    trainer = make_trainer(config, validate=len(loaders.early_stop) > 0)
+    if checkpoint is None or not is_over(checkpoint, config.epochs):
+        _run_trainer(classifier, loaders, checkpoint)
+        checkpoint = None
+    if config.patience and len(loaders.early_stop):
+        checkpoint = last_checkpoint(folder / BEST) or checkpoint
+    if checkpoint is not None:
+        load_weights(classifier, checkpoint)
+    return is_first()
+
+
+def _run_trainer(classifier: Classifier, loaders: Loaders, checkpoint: Path | None) -> None:
+    """Train to the end, and put what Lightning raises into our errors."""
+    freeze(classifier.model, classifier.config)  # before DDP looks which parameters it must wait for
+    trainer = make_trainer(classifier.config, validate=len(loaders.early_stop) > 0)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=EXPECTED)
             trainer.fit(classifier, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, KeyError) as error:
-        if checkpoint is None or trainer.global_step:
+    except SystemExit as error:  # how Lightning ends after Ctrl-C
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt from error
+    except (RuntimeError, KeyError, ValueError) as error:
+        if checkpoint is None or classifier.has_started:
             raise
         raise RunError(f"checkpoint {checkpoint} does not fit this configuration: {error}") from error
     except OSError as error:
+        folder = classifier.config.run / CHECKPOINTS
         raise TrainError(f"training stopped: {error}; the last good checkpoint is in {folder}") from error
-    if trainer.interrupted:
-        raise TrainError(f"training was interrupted; go on with --resume (checkpoints in {folder})")
-    return trainer.is_global_zero
-
-
-def _finished(classifier: Classifier, checkpoint: Path) -> bool:
-    """Take the weights of a checkpoint of the last epoch: averaged ones, where averaging is on. Lightning would not."""
-    kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if kept["epoch"] + 1 < classifier.config.epochs:
-        return False
-    classifier.load_state_dict(kept["state_dict"])
-    return True
 
 
 def make_trainer(config: TrainConfig, *, validate: bool) -> lightning.Trainer:
@@ -235,19 +258,30 @@ def make_trainer(config: TrainConfig, *, validate: bool) -> lightning.Trainer:
 
 def _callbacks(config: TrainConfig, *, validate: bool) -> list[callbacks.Callback]:
     chosen: list[callbacks.Callback] = [
-        callbacks.ModelCheckpoint(
-            dirpath=config.run / CHECKPOINTS,
-            filename="epoch-{epoch:03d}",
-            auto_insert_metric_name=False,
-            save_on_train_epoch_end=True,  # after validation: a resumed run starts with a whole epoch behind it
-        ),
+        _keep(config.run / CHECKPOINTS, "epoch", 2),  # the one before is there should the last be broken
         callbacks.TQDMProgressBar(refresh_rate=5),
     ]
     if config.ema_decay > 0.0:
         chosen.append(callbacks.EMAWeightAveraging(decay=config.ema_decay))
     if config.patience and validate:
         chosen.append(callbacks.EarlyStopping("early_stop_ap", mode="max", patience=config.patience))
+        # Before the others, so that the checkpoint to go on from knows which epoch was best.
+        chosen.insert(0, _keep(config.run / CHECKPOINTS / BEST, "early_stop_ap", 1))
     return chosen
+
+
+def _keep(folder: Path, monitor: str, num: int) -> callbacks.ModelCheckpoint:
+    """Checkpoints with the largest figures, written when an epoch is over: a resumed run starts with whole ones behind it."""
+    return callbacks.ModelCheckpoint(
+        dirpath=folder,
+        filename="epoch-{epoch:03d}",
+        monitor=monitor,
+        mode="max",
+        save_top_k=num,
+        auto_insert_metric_name=False,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
 
 
 def precision_of(config: TrainConfig) -> str:
@@ -258,21 +292,3 @@ def precision_of(config: TrainConfig) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if fast else "32-true"
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Newest checkpoint that can be read; a kill while writing leaves one that cannot, and the one before it.
-
-    Raises RunError when there are checkpoints and none can be read.
-    """
-    found = sorted(folder.glob("epoch-*.ckpt"), reverse=True)
-    for path in found:
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            print(f"checkpoint {path} cannot be read ({error}): trying the one before")
-        else:
-            return path
-    if found:
-        raise RunError(f"no checkpoint in {folder} can be read; delete them to start again")
-    return None

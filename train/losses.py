@@ -76,3 +76,10 @@ def mix(images: Tensor, targets: Tensor, alpha: float, draw: Draw) -> tuple[Tens
         share * images + (1.0 - share) * images[order],
         share * targets + (1.0 - share) * targets[order],
     )
+
+
+def side_loss(scores: Tensor, kinds: Tensor) -> Tensor:
+    """Loss of the side task on scores [N, num_kinds]; 0 with a gradient of 0 where no kind is known: DDP waits for each weight."""
+    if not bool((kinds >= 0).any()):
+        return scores.sum() * 0.0
+    return functional.cross_entropy(scores, kinds, label_smoothing=0.1)

@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from moderation_client.contract import ModelSpec
 from train import averaging, data, record
+from train.checkpoints import CHECKPOINTS, check_same, fingerprint, is_first, last_checkpoint, remember
 from train.config import TrainConfig
+from train.errors import RunError
 from train.files import write_tensors, write_text
 from train.frozen import frozen_depth
 from train.judge import fast_precision, judge
 from train.loaders import Loaders
-from train.loop import CHECKPOINTS, Classifier, fit, last_checkpoint
+from train.loop import Classifier, fit
 from train.losses import Criterion, positive_weight
 from train.model import ModerationModel, save_run
 from train.probe import fit_head
@@ -75,7 +78,7 @@ def _learn(
         with timed(seconds, "frozen"):
             loaders.keep_maps(model, depth, fast_precision(task.config))
     with timed(seconds, "probe"):
-        start = _start(classifier, loaders)
+        start = _start(classifier, loaders, fingerprint(task.config, task.labels, task.examples))
     if not task.config.epochs:
         return 0.0, start
     with timed(seconds, "fine_tune"):
@@ -112,19 +115,21 @@ def _average(task: Task, model: ModerationModel, start: dict[str, torch.Tensor],
     return share
 
 
-def _start(classifier: Classifier, loaders: Loaders) -> dict[str, torch.Tensor]:
+def _start(classifier: Classifier, loaders: Loaders, found: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Fit the head, or take what the interrupted run had fitted; the weights fine-tuning starts from."""
     config, folder = classifier.config, classifier.config.run / CHECKPOINTS
     kept = folder / "start.safetensors"
     if config.resume and kept.exists() and last_checkpoint(folder):
-        classifier.model.load_state_dict(load_file(kept))
+        check_same(folder, found)
+        try:
+            classifier.model.load_state_dict(load_file(kept))
+        except (RuntimeError, OSError, SafetensorError) as error:
+            raise RunError(f"{kept} cannot be used: {error}; train anew without --resume") from error
         return averaging.snapshot(classifier.model)
     if config.probe_epochs:  # by every process, to the same result: none has to wait for a file
         fit_head(classifier, loaders)
-    if getattr(rank_zero_only, "rank", 0) == 0:  # an attribute that Lightning sets on the function
-        for old in folder.glob("epoch-*.ckpt"):
-            old.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
+    if is_first():
+        remember(folder, found)
         write_tensors(kept, classifier.model.state_dict())
     return averaging.snapshot(classifier.model)
 

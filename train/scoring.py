@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from moderation_client.contract import ImageSpec
 from train.data import Example
+from train.errors import TrainError
 from train.model import ModerationModel
 from train.pixels import EvaluationImages, collate_views, worst_view
 
@@ -33,7 +34,7 @@ def image_logits(
 ) -> NDArray[np.float32]:
     """Logits before calibration, float32 [num_images, num_labels], maximum over the views of an image.
 
-    `images` reuses decoded views. A positive slope of calibration keeps the order, so maximum and calibration commute.
+    `images` reuses decoded views. Raises TrainError for a network that gives NaN. A positive slope of calibration keeps the order, so maximum and calibration commute.
     """
     empty = np.zeros((len(examples), model.head.out_features), np.float32)
     images = images or EvaluationImages(examples, empty, spec=spec)
@@ -45,7 +46,13 @@ def image_logits(
         for views, counts, _ in tqdm(loader, title, unit=" batches", leave=False):
             logits = model.head(body(model.normalise(views.to(device)))).float().cpu()
             found.append(worst_view(logits, counts).numpy())
-    return np.concatenate(found)
+    scored = np.concatenate(found)
+    broken = np.flatnonzero(~np.isfinite(scored).all(1))
+    if len(broken):
+        raise TrainError(
+            f"{title}: {len(broken)} of {len(scored)} images have scores that are no numbers (first: {examples[broken[0]].path})"
+        )
+    return scored
 
 
 def folded(body: nn.Module) -> nn.Module:
