@@ -36,7 +36,7 @@ from tests.watched_site import USUAL, Site, free_port
 
 CHANGED = {"black": 0.5, "red": 0.4, "broken": 0.1}
 BURST = {"black": 0.95, "failing": 0.05, "burst": 1.0}
-CALM_S, BASELINE_S, QUIET_S = 3.0, 11.0, 2.0
+CALM_S, BASELINE_S, QUIET_S = 6.0, 14.0, 4.0
 """Time before the first fault, time before what is compared with "yesterday" may change, time without an alert at the end."""
 
 
@@ -54,6 +54,11 @@ class Story:
     metrics: dict[str, str]
     """Address -> what it showed while all was well."""
     started: float
+
+    @property
+    def back_s(self) -> float:
+        """How far back it began."""
+        return time.monotonic() - self.started + 5.0
 
 
 ABOUT_PICTURES = ("ModerationUnjudged", "ModerationDecisionShift", "ModerationScoreDrift")
@@ -130,8 +135,10 @@ def run(site: Site, prometheus: Prometheus) -> Story:
     started = time.monotonic()
     near, far = site.servers
     site.moderate(USUAL)
-    time.sleep(CALM_S)
-    calm = prometheus.firing()
+    calm: set[str] = set()
+    while time.monotonic() < started + CALM_S:
+        calm |= prometheus.firing()
+        time.sleep(0.25)
     addresses = [address for each in site.targets().values() for address in each]
     metrics = {each: httpx.get(f"http://{each}/metrics", trust_env=False).text for each in addresses}
     with callers(near.grpc_url, far.grpc_url):
@@ -188,7 +195,7 @@ def main(picture: Path) -> None:
             site.start()
             with Prometheus(site.targets(), free_port()) as prometheus:
                 story = run(site, prometheus)
-                back_s = time.monotonic() - story.started
+                back_s = story.back_s
                 draw(
                     read_panels(DASHBOARD, "weapon"),
                     lambda expression: prometheus.query_range(shortened(expression), back_s=back_s),

@@ -65,7 +65,7 @@ def test_failures_are_seen_from_both_sides(story: Story) -> None:
         'moderation:client_error_ratio{error="OverloadedError"}',
         'moderation:client_error_ratio{error="ServerFailedError"}',
     ):
-        (series,) = story.prometheus.query_range(expression, back_s=120.0)
+        (series,) = story.prometheus.query_range(expression, back_s=story.back_s)
         assert max(float(value) for _, value in series["values"]) > 0.01, expression
 
 
@@ -74,11 +74,11 @@ def test_drift_is_that_of_the_shift(story: Story) -> None:
     """The deliberate shift shows as a large index against training and against the week before; all is small in the end."""
     for against in ("training", "last_week"):
         expression = f'moderation:score_psi{{label="weapon", against="{against}"}}'
-        (series,) = story.prometheus.query_range(expression, back_s=120.0)
+        (series,) = story.prometheus.query_range(expression, back_s=story.back_s)
         values = [float(value) for _, value in series["values"]]
         assert max(values) > 1.0
     (series,) = story.prometheus.query_range(
-        'moderation:score_psi{label="weapon", against="training"}', back_s=120.0
+        'moderation:score_psi{label="weapon", against="training"}', back_s=story.back_s
     )
     assert min(float(value) for _, value in series["values"]) < 0.1
 
@@ -90,7 +90,7 @@ def test_every_query_of_the_dashboard_returns_data(story: Story) -> None:
     assert len(panels) > 10
     for panel in panels:
         for expression, text in panel.targets:
-            found = story.prometheus.query_range(shortened(expression), back_s=120.0)
+            found = story.prometheus.query_range(shortened(expression), back_s=story.back_s)
             assert found, (panel.title, expression)
             assert all(legend(text, each["metric"]).strip() for each in found)
 
@@ -99,7 +99,7 @@ def test_every_query_of_the_dashboard_returns_data(story: Story) -> None:
 def test_dashboard_is_drawn_without_grafana(story: Story, tmp_path: Path) -> None:
     """The picture of the docs comes from the panels' own queries."""
     panels = read_panels(DASHBOARD, "weapon")
-    query = functools.partial(story.prometheus.query_range, back_s=120.0)
+    query = functools.partial(story.prometheus.query_range, back_s=story.back_s)
     assert draw(panels, lambda each: query(shortened(each)), tmp_path / "dashboard.png") > len(panels)
     assert (tmp_path / "dashboard.png").stat().st_size > 20_000
 
@@ -110,7 +110,7 @@ def test_autoscaler_metrics_have_values(story: Story) -> None:
     for rule in read_yaml(DEPLOY / "kubernetes" / "prometheus-adapter.yaml")["rules"]["custom"]:
         expression = rule["metricsQuery"].replace("<<.GroupBy>>", "instance")
         expression = shortened(expression.replace("<<.LabelMatchers>>", 'job="moderation"'))
-        replicas = story.prometheus.query_range(expression, back_s=120.0)
+        replicas = story.prometheus.query_range(expression, back_s=story.back_s)
         assert len(replicas) == 2
         assert max(float(value) for _, value in replicas[0]["values"]) > 0.0
 
