@@ -16,7 +16,7 @@ from moderation_client._jobs import Job
 from moderation_client._outcomes import Outcomes
 from moderation_client._settings import CallOptions, OnError
 from moderation_client._shared import Shared
-from moderation_client._sources import ImageId, anamed
+from moderation_client._sources import ImageId, anamed, lends
 from moderation_client._tasks import TaskRun
 from moderation_client.contract import ModelSpec
 from moderation_client.policy import Policy
@@ -129,7 +129,7 @@ class AsyncModerationClient(Shared):
         self, images: Any, ids: Iterable[ImageId] | None, options: CallOptions
     ) -> AsyncGenerator[Job, None]:
         decoders = self._bind()
-        run = TaskRun(self._session, decoders, self._slots, options, self._spawn)
+        run = TaskRun(self._session, decoders, self._slots, options, self._spawn, lent=lends(images))
         async with contextlib.aclosing(run.run(anamed(images, ids))) as jobs:
             async for job in jobs:
                 yield job

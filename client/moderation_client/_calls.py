@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moderation_client._encoded import judge_files, read_encoded_config, read_file
-from moderation_client._errors import ContractError, InvalidImageError, ModerationError
+from moderation_client._errors import (
+    ContractError,
+    DeadlineExceededError,
+    InvalidImageError,
+    ModerationError,
+)
 from moderation_client._flow import Flow, Limits, Progress, call
 from moderation_client._jobs import Batch, Job
 from moderation_client._judging import JudgedView, error_verdict, judge_view
@@ -74,33 +80,66 @@ def is_ready(session: Session, limits: Limits) -> Flow[bool]:
     return bool(ready)
 
 
-def secure(session: Session, source: Any) -> Any:
-    """Read what belongs to the caller's next step: an open file, or a PIL image that still depends on one.
+def taken(
+    session: Session, source: Any, deadline: float, *, lent: bool
+) -> tuple[Any, ModerationError | None]:
+    """What to keep of a source, or why there is nothing to decode: it cannot be read, or the time is over."""
+    if time.monotonic() >= deadline:
+        return None, _too_late()
+    try:
+        return secure(session, source, lent=lent), None
+    except InvalidImageError as error:
+        return None, error
 
-    A generator may close its file as soon as it is asked for the next image. Raises InvalidImageError.
+
+def secure(session: Session, source: Any, *, lent: bool) -> Any:
+    """Take over what belongs to the caller's next step: an open file, a buffer, or a PIL image that depends on one.
+
+    A generator may close its file as soon as it is asked for the next image, and refill an array or image that it has
+    `lent`. Raises InvalidImageError.
     """
-    if not hasattr(source, "read") and not (hasattr(source, "fp") and hasattr(source, "load")):
+    if not lent and not isinstance(source, bytearray | memoryview) and not _has_file(source):
+        return source
+    if isinstance(source, str | bytes | os.PathLike):
         return source
     from moderation_client import images  # noqa: PLC0415  loads Pillow and numpy
-    from moderation_client._image_source import Encoded, read_source  # noqa: PLC0415  likewise
+    from moderation_client._image_source import Encoded, own, read_source  # noqa: PLC0415  likewise
 
     content = read_source(source, session.settings.limits or images.DEFAULT_LIMITS)
-    return content.data if isinstance(content, Encoded) else source
+    if isinstance(content, Encoded):
+        return content.data
+    return own(content) if lent else source
 
 
-def refuse(session: Session, job: Job, error: InvalidImageError) -> Tell:
-    """An image that cannot be judged, by its own fault."""
+def _has_file(source: Any) -> bool:
+    return hasattr(source, "read") or (hasattr(source, "fp") and hasattr(source, "load"))
+
+
+def refuse(session: Session, job: Job, error: ModerationError) -> Tell:
+    """An image that is not even decoded: by its own fault, or because it is too late."""
+    if not isinstance(error, InvalidImageError):
+        return lambda window: window.undecoded(job, error)
+    error.index = job.index
     verdict = error_verdict(job.id, error, session.settings.error_decision, timing=job.timing())
     return lambda window: window.refused(job, verdict)
 
 
+def _too_late() -> DeadlineExceededError:
+    return DeadlineExceededError("the deadline passed before the image was decoded")
+
+
 def decode(session: Session, job: Job, options: CallOptions) -> Tell:
-    """Get one image ready to be sent, in a decoder thread. Raises ContractError when no spec says how."""
+    """Get one image ready to be sent, in a decoder thread.
+
+    Raises ContractError when no spec says how, DeadlineExceededError without decoding when it is too late.
+    """
     from moderation_client import images  # noqa: PLC0415  loads Pillow and numpy
 
     started, source = time.monotonic(), job.source
     if job.outcome is not None:
         return lambda window: window.dropped()
+    if started >= job.deadline:
+        raise _too_late()
     limits = session.settings.limits or images.DEFAULT_LIMITS
     try:
         if session.settings.decode == "server":
@@ -165,7 +204,7 @@ def judge_pixels(
     session: Session, batch: Batch, options: CallOptions, limits: Limits, progress: Progress
 ) -> Flow[list[JudgedView]]:
     """One view after the other, in the batch's order. Raises ModerationError or OtherSpec."""
-    image_spec = batch.parts[0].job.image_spec
+    image_spec = batch.parts[0].image_spec
     chunks = [memoryview(part.pixels[part.start : part.stop]).cast("B") for part in batch.parts]
     shape = batch.parts[0].pixels.shape[1:]
     request = pixel_request(session, chunks, batch.num_views, shape, options.version)

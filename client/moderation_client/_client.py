@@ -11,7 +11,7 @@ from moderation_client._jobs import Job
 from moderation_client._outcomes import Outcomes
 from moderation_client._settings import CallOptions, OnError
 from moderation_client._shared import Shared
-from moderation_client._sources import ImageId, named
+from moderation_client._sources import ImageId, lends, named
 from moderation_client._threads import Pools, ThreadRun
 from moderation_client.contract import ModelSpec
 from moderation_client.policy import Policy
@@ -135,7 +135,8 @@ class ModerationClient(Shared):
         return self._threads().drive(is_ready(self._session, self._session.limits_in(timeout_s)))
 
     def _run(self, images: Any, ids: Iterable[ImageId] | None, options: CallOptions) -> Iterator[Job]:
-        return ThreadRun(self._session, self._threads(), options).run(named(images, ids))
+        run = ThreadRun(self._session, self._threads(), options, lent=lends(images))
+        return run.run(named(images, ids))
 
     def _threads(self) -> Pools:
         self._session.check_usable()

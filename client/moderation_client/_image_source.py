@@ -7,7 +7,7 @@ file instead of being loaded (or drafted) in place.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,20 +42,37 @@ class Loaded:
     """Frames of the file that the pixels are one of; None when nobody can tell any more."""
 
 
-def read_source(source: ImageSource, limits: ImageLimits) -> Encoded | Loaded:
+def read_source(source: ImageSource | Loaded, limits: ImageLimits) -> Encoded | Loaded:
     """Get at the bytes or pixels of a source. Raises ImageReadError, EmptyImageError, ImageTooLargeError."""
+    if isinstance(source, Loaded):
+        return source
     if isinstance(source, np.ndarray):
         return Loaded(pixels=source, name="array")
     if isinstance(source, Image.Image):
         return _read_pil(source, limits)
     if isinstance(source, bytes | bytearray | memoryview):
-        _check_size(len(source) if not isinstance(source, memoryview) else source.nbytes, "bytes", limits)
-        return Encoded(data=bytes(source), name="bytes")
+        return _read_buffer(source, limits)
     if isinstance(source, str | os.PathLike):
         return _read_path(source, limits)
     if callable(getattr(source, "read", None)):
         return _read_file(source, "file object", limits)
     raise ImageReadError(f"{EXPECTED}, got {type(source).__name__}", source=type(source).__name__)
+
+
+def own(loaded: Loaded) -> Loaded:
+    """The same with pixels of its own."""
+    pixels = loaded.pixels.copy()
+    if isinstance(pixels, Image.Image) and isinstance(loaded.pixels, Image.Image):
+        pixels.format = loaded.pixels.format  # type: ignore[attr-defined]
+    return replace(loaded, pixels=pixels)
+
+
+def _read_buffer(source: bytes | bytearray | memoryview, limits: ImageLimits) -> Encoded:
+    try:
+        _check_size(source.nbytes if isinstance(source, memoryview) else len(source), "bytes", limits)
+        return Encoded(data=bytes(source), name="bytes")
+    except (ValueError, NotImplementedError) as error:  # a memoryview that was released, or of strange items
+        raise ImageReadError(f"cannot be read: {error}", source="bytes") from error
 
 
 def _read_path(source: str | os.PathLike[str], limits: ImageLimits) -> Encoded:

@@ -58,6 +58,8 @@ class Part:
     """Which preparation of the image they are from."""
     since: float
     """When they were ready to be sent."""
+    image_spec: Any = None
+    """How they were prepared; the job's own changes when it is prepared again."""
 
     @property
     def is_current(self) -> bool:

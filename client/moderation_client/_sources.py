@@ -31,6 +31,15 @@ def is_single(images: Any) -> bool:
     return False
 
 
+def lends(images: Any) -> bool:
+    """Whether an image may change once the next is asked for: an iterator can refill one buffer, a list cannot."""
+    return (
+        not is_single(images)
+        and not isinstance(images, (list, tuple))
+        and not hasattr(images, "__array_interface__")
+    )
+
+
 def named(images: Any, ids: Iterable[ImageId] | None) -> Iterator[Named]:
     """Each image with its id: from `ids`, from the pair, else its index.
 

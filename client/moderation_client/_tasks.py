@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from moderation_client._adrive import adrive, cancel
-from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, secure
-from moderation_client._errors import InvalidImageError, ModerationError
+from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, taken
+from moderation_client._errors import ModerationError
 from moderation_client._flow import Flow, Progress
 from moderation_client._jobs import Batch, Job
 from moderation_client._session import Session
@@ -28,8 +28,12 @@ class TaskRun:
         slots: asyncio.Semaphore,
         options: CallOptions,
         spawn: Callable[[Flow[None]], None],
+        *,
+        lent: bool,
     ) -> None:
+        """`lent`: whether an image may change once the next is taken."""
         self._session = session
+        self._lent = lent
         self._decoders = decoders
         self._slots = slots
         self._options = options
@@ -80,12 +84,9 @@ class TaskRun:
         return True, None
 
     def _admit(self, image_id: ImageId, source: Any) -> None:
-        trouble: InvalidImageError | None = None
-        try:
-            source = secure(self._session, source)
-        except InvalidImageError as error:
-            trouble = error
-        job = self._window.admit(image_id, source, self._options.deadline_now())
+        deadline = self._options.deadline_now()
+        source, trouble = taken(self._session, source, deadline, lent=self._lent)
+        job = self._window.admit(image_id, source, deadline)
         if trouble is not None:
             refuse(self._session, job, trouble)(self._window)
         else:

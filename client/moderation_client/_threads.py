@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, secure
+from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, taken
 from moderation_client._drive import drive
-from moderation_client._errors import InvalidImageError, ModerationError
+from moderation_client._errors import ModerationError
 from moderation_client._flow import Flow, Progress
 from moderation_client._jobs import Batch, Job
 from moderation_client._session import Session
@@ -50,8 +50,10 @@ class Pools:
 class ThreadRun:
     """One `moderate` or `moderate_stream`."""
 
-    def __init__(self, session: Session, pools: Pools, options: CallOptions) -> None:
+    def __init__(self, session: Session, pools: Pools, options: CallOptions, *, lent: bool) -> None:
+        """`lent`: whether an image may change once the next is taken."""
         self._session = session
+        self._lent = lent
         self._pools = pools
         self._options = options
         self._window = session.window()
@@ -87,13 +89,10 @@ class ThreadRun:
 
     def _admit(self, pair: Named) -> None:
         image_id, source = pair
-        trouble: InvalidImageError | None = None
-        try:
-            source = secure(self._session, source)
-        except InvalidImageError as error:
-            trouble = error
+        deadline = self._options.deadline_now()
+        source, trouble = taken(self._session, source, deadline, lent=self._lent)
         with self._changed:
-            job = self._window.admit(image_id, source, self._options.deadline_now())
+            job = self._window.admit(image_id, source, deadline)
             if trouble is not None:
                 refuse(self._session, job, trouble)(self._window)
                 return

@@ -75,7 +75,7 @@ class Window:
         job = Job(self._num_admitted, image_id, source, deadline, time.monotonic())
         self._num_admitted += 1
         self._num_decoding += 1
-        self._hold(job, int(getattr(source, "nbytes", 0)) or (len(source) if _is_bytes(source) else 0))
+        self._hold(job, _source_bytes(source))
         self._jobs.append(job)
         return job
 
@@ -95,7 +95,7 @@ class Window:
         job.pixels, job.image_spec, job.views_left = pixels, image_spec, num_views
         self._hold(job, num_bytes)
         self._num_waiting_views += num_views
-        self._waiting.append(Part(job, 0, num_views, pixels, job.redos, time.monotonic()))
+        self._waiting.append(Part(job, 0, num_views, pixels, job.redos, time.monotonic(), image_spec))
 
     def refused(self, job: Job, verdict: Verdict) -> None:
         """It cannot be judged, by its own fault."""
@@ -135,13 +135,13 @@ class Window:
     def _fill(self, max_views: int, max_bytes: int) -> list[Part]:
         """Parts from the front of the queue that fit into one request and share one image spec."""
         parts: list[Part] = []
-        num_views, num_bytes, image_spec = 0, 0, self._waiting[0].job.image_spec
+        num_views, num_bytes, image_spec = 0, 0, self._waiting[0].image_spec
         for part in self._waiting:
             per_view = _view_bytes(part.pixels)
             room = min(max_views - num_views, (max_bytes - num_bytes) // max(per_view, 1))
             if not parts:
                 room = max(room, 1)
-            if room < 1 or part.job.image_spec != image_spec:
+            if room < 1 or part.image_spec != image_spec:
                 break
             stop = min(part.stop, part.start + room)
             parts.append(part if stop == part.stop else replace(part, stop=stop))
@@ -272,8 +272,14 @@ class Window:
         job.pixels = job.source = None
 
 
-def _is_bytes(source: Any) -> bool:
-    return isinstance(source, (bytes, bytearray))
+def _source_bytes(source: Any) -> int:
+    """Memory that a source holds: bytes, an array's or a PIL image's pixels; a path holds none."""
+    pixels = getattr(source, "pixels", source)
+    if isinstance(pixels, (bytes, bytearray)):
+        return len(pixels)
+    if hasattr(pixels, "getbands"):
+        return int(pixels.width * pixels.height * len(pixels.getbands()))
+    return int(getattr(pixels, "nbytes", 0))
 
 
 def _view_bytes(pixels: Any) -> int:
