@@ -185,7 +185,7 @@ def _limit(point: Point) -> float:
     allowed = point.number("allowed")
     counts = 1.0 if point.settings["kind"] == "known" else 2.0
     room = 3.0 * (counts * allowed * (1.0 - allowed) / point.number("num_draws")) ** 0.5
-    return round(allowed + room, 4)
+    return round(float(allowed + room), 4)
 
 
 def _name(point: Point) -> str:

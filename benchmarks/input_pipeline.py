@@ -61,14 +61,25 @@ def main() -> None:
     config = tyro.cli(InputConfig, description=__doc__)
     classifier, loaders = build(config)
     rates = measure(config, classifier, loaders)
-    found = ratio(rates["pipeline"], rates["cached"])
     memory = memory_mb(config, classifier, loaders)
     points = [
         *(Point(settings={"kind": kind}, samples={"images_per_s": values}) for kind, values in rates.items()),
         Point(settings={"kind": "memory"}, samples={"rss_mb": memory}),
     ]
+    bars = _bars(rates, memory)
+    for bar in bars:
+        print(bar)
+    print(
+        write_result(
+            make_result("input_pipeline", config, points, bars=bars), config.out, name="input_pipeline.json"
+        )
+    )
+
+
+def _bars(rates: dict[str, list[float]], memory: list[float]) -> list[Bar]:
+    found = ratio(rates["pipeline"], rates["cached"])
     half = len(memory) // 2
-    bars = [
+    return [
         Bar(
             name="images/s with the input pipeline over images/s on a kept batch",
             measured=found.value,
@@ -82,13 +93,6 @@ def main() -> None:
             sense="at_most",
         ),
     ]
-    for bar in bars:
-        print(bar)
-    print(
-        write_result(
-            make_result("input_pipeline", config, points, bars=bars), config.out, name="input_pipeline.json"
-        )
-    )
 
 
 def build(config: InputConfig) -> tuple[Classifier, Loaders]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from train.data import read_manifest
 from train.errors import DataError
-from train.import_open_images import SHIPPED_MAP, ImportConfig, import_open_images, read_map
+from train.import_open_images import SHIPPED_MAP, ImportConfig, import_open_images, read_map, unknown_classes
 
 CLASSES = "/m/0gxl3,Handgun\n/m/01599,Beer\n/m/04ctx,Knife\n/m/011k07,Tortoise\n"
 LABELS = """ImageID,Source,LabelName,Confidence
@@ -61,6 +61,15 @@ def test_annotations_become_a_manifest(tmp_path: Path) -> None:
     assert float(found["fff"].columns["smallest_box"]) == pytest.approx(0.1)
     assert all(example.path.exists() for example in found.values())
     assert "2 images about which nothing is known, 1 without a file" in lines[1]
+
+
+def test_classes_that_the_release_does_not_have_are_told() -> None:
+    """A class of the label map that is misspelt, or gone, would otherwise look like one that never occurs."""
+    label_map = {"knife": "weapon", "hand gnu": "weapon"}
+    assert unknown_classes(label_map, {"/m/1": "Knife"}) == [
+        "classes of the label map that the class descriptions do not have: hand gnu"
+    ]
+    assert unknown_classes({"knife": "weapon"}, {"/m/1": "Knife"}) == []
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

@@ -44,8 +44,7 @@ def calibrate(
         scale = np.full(logits.shape[1], _temperature(logits, targets))
         bias = np.zeros(logits.shape[1])
     else:
-        names = [str(row) for row in range(len(logits))] if groups is None else groups
-        fold = np.array([zlib.crc32(name.encode()) % NUM_FOLDS for name in names])
+        fold = _folds([str(row) for row in range(len(logits))] if groups is None else groups)
         methods = [_better(logits[:, label], targets[:, label], fold) for label in range(logits.shape[1])]
         fitted = [_fit(logits[:, label], targets[:, label], method) for label, method in enumerate(methods)]
         scale, bias = (np.array(values) for values in zip(*fitted, strict=True))
@@ -53,15 +52,13 @@ def calibrate(
         model.scale.copy_(torch.from_numpy(scale))
         model.bias.copy_(torch.from_numpy(bias))
     return [
-        {
-            "method": method,
-            "scale": float(a),
-            "bias": float(b),
-            "num_images": len(targets),
-            "num_positives": int(n),
-        }
-        for method, a, b, n in zip(methods, scale, bias, targets.sum(0), strict=True)
+        {"method": method, "scale": a, "bias": b, "num_images": len(targets), "num_positives": int(n)}
+        for method, a, b, n in zip(methods, scale.tolist(), bias.tolist(), targets.sum(0), strict=True)
     ]
+
+
+def _folds(groups: Sequence[str]) -> NDArray[np.int64]:
+    return np.array([zlib.crc32(group.encode()) % NUM_FOLDS for group in groups])
 
 
 def _better(logit: NDArray[np.float32], target: NDArray[np.float32], fold: NDArray[np.int64]) -> str:

@@ -171,14 +171,18 @@ def print_evaluation(results: dict[str, Any]) -> None:
         f"at {world['prevalence']:.2%} harmful: {world['reviews_per_million']:,.0f} reviews per million, "
         f"{percent(world['block_precision'])} of what is blocked is harmful"
     )
-    for column, rows in results["slices"].items():
+    _print_slices(results["slices"])
+    for note in results["notes"]:
+        print(f"note: {note}")
+    for leak in (results["leaks"] or [])[:5]:
+        print(f"  leak: {leak}")
+
+
+def _print_slices(slices_of: dict[str, list[dict[str, Any]]]) -> None:
+    for column, rows in slices_of.items():
         for row in [row for row in rows if "left_out" not in row][:3]:
             print(
                 f"  weakest by {column}: {row['name']}, AUROC {figure(row['auroc'])}, {row['num_images']} images"
             )
         if left_out(rows):
             print(f"  by {column} {left_out(rows)}")
-    for note in results["notes"]:
-        print(f"note: {note}")
-    for leak in (results["leaks"] or [])[:5]:
-        print(f"  leak: {leak}")

@@ -78,7 +78,8 @@ def import_open_images(config: ImportConfig) -> list[str]:
     """Write the manifest and say what was kept and what was not. Raises DataError."""
     if not config.image_labels and not config.boxes:
         raise DataError("give --image-labels or --boxes: without either nothing is known of any image")
-    mapped = resolve(read_map(config.label_map), read_classes(config.classes))
+    label_map, classes = read_map(config.label_map), read_classes(config.classes)
+    mapped = resolve(label_map, classes)
     seen = collect(config, mapped)
     files = {
         path.stem: path for path in sorted(config.images.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
@@ -94,6 +95,7 @@ def import_open_images(config: ImportConfig) -> list[str]:
     return [
         f"{config.out}: {len(harmful)} harmful images ({listed}), {len(kept)} harmless ones of {len(harmless)}",
         f"left out: {unknown} images about which nothing is known, {without} without a file in {config.images}",
+        *unknown_classes(label_map, classes),
     ]
 
 
@@ -128,6 +130,17 @@ def resolve(label_map: Mapping[str, str], classes: Mapping[str, str]) -> dict[st
             "none of the label map's classes is among the class descriptions: is it the right file?"
         )
     return found
+
+
+def unknown_classes(label_map: Mapping[str, str], classes: Mapping[str, str]) -> list[str]:
+    """Sentence on classes of the label map that the release does not have, so that nothing was taken for them."""
+    there = {name.strip().lower() for name in classes.values()}
+    absent = sorted(set(label_map) - there)
+    return (
+        [f"classes of the label map that the class descriptions do not have: {', '.join(absent)}"]
+        if absent
+        else []
+    )
 
 
 def collect(config: ImportConfig, mapped: Mapping[str, tuple[str, str]]) -> dict[str, Seen]:

@@ -49,20 +49,25 @@ def train(config: TrainConfig) -> Path | None:
         "average": share,
         "seconds": seconds,
     }
-    spec = ModelSpec(
-        labels=task.labels,
-        task=config.task,
-        image=task.spec,
-        description=config.description,
-        training_record=f"{config.name}:{record.digest(run_record)}",
-        score_counts=results["score_counts"],
-    )
+    spec = _spec(task, run_record, results["score_counts"])
     save_run(config.run, model=model, spec=spec, policy=policy, record=run_record)
     results["scratch"] = record.load_scratch(config.scratch_result)
     results["seconds"] = seconds | {"total": time.monotonic() - started}
     write_text(config.run / "metrics.json", json.dumps(results, indent=1) + "\n")
     write_report(config.run)
     return config.run
+
+
+def _spec(task: Task, run_record: dict[str, Any], score_counts: dict[str, tuple[int, ...]]) -> ModelSpec:
+    config = task.config
+    return ModelSpec(
+        labels=task.labels,
+        task=config.task,
+        image=task.spec,
+        description=config.description,
+        training_record=f"{config.name}:{record.digest(run_record)}",
+        score_counts=score_counts,
+    )
 
 
 def _learn(

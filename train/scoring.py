@@ -46,7 +46,7 @@ def image_logits(
         for views, counts, _ in tqdm(loader, title, unit=" batches", leave=False):
             logits = model.head(body(model.normalise(views.to(device)))).float().cpu()
             found.append(worst_view(logits, counts).numpy())
-    scored = np.concatenate(found)
+    scored: NDArray[np.float32] = np.concatenate(found)
     broken = np.flatnonzero(~np.isfinite(scored).all(1))
     if len(broken):
         raise TrainError(

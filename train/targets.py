@@ -67,11 +67,6 @@ def read_targets(path: Path, labels: tuple[str, ...]) -> Targets:
     independent = world.get("independent", Targets.independent)
     if independent not in get_args(Independent):
         raise TrainError(f"targets {path}: world.independent must be group or source, got {independent!r}")
-    words = world.get("words", list(Targets.words))
-    if not isinstance(words, list) or [type(word) for word in words] != [str, str]:
-        raise TrainError(
-            f"targets {path}: world.words must be two words, for images and groups, got {words!r}"
-        )
     unknown = sorted(set(table) - set(labels))
     if unknown:
         raise TrainError(f"targets {path} name {', '.join(unknown)}; the labels are {', '.join(labels)}")
@@ -81,8 +76,16 @@ def read_targets(path: Path, labels: tuple[str, ...]) -> Targets:
         labels=chosen,
         prevalence=prevalence,
         independent=independent,
-        words=(words[0], words[1]),
+        words=_words(world.get("words", list(Targets.words)), path),
     )
+
+
+def _words(words: Any, path: Path) -> tuple[str, str]:
+    if not isinstance(words, list) or [type(word) for word in words] != [str, str]:
+        raise TrainError(
+            f"targets {path}: world.words must be two words, for images and groups, got {words!r}"
+        )
+    return words[0], words[1]
 
 
 def _target(entry: Any, default: Target, path: Path, name: str) -> Target:

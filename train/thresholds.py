@@ -105,17 +105,16 @@ def make_policy(
     in `exempt` (a `neutral` class) get none. A label whose data prove nothing is not decided automatically.
     """
     harmful = np.array([label not in exempt for label in labels])
-    harmless = truth[:, harmful].sum(1) == 0
+    of, harmless = np.asarray(units if groups is None else groups), truth[:, harmful].sum(1) == 0
+    clean = one_per_unit(units, harmless)
     thresholds = {}
     for column, label in enumerate(labels):
         if label in exempt:
             continue
         target = targets.of(label)
         shows = one_per_unit(units, truth[:, column] > 0.5)
-        clean = one_per_unit(units, harmless)
         missed = choose(scores[shows, column], target.missed, target.confidence, miss=True)
         blocked = choose(scores[clean, column], target.false_block, target.confidence, miss=False)
-        of = np.asarray(units if groups is None else groups)
         counted = {"missed": len(set(of[shows])), "false_block": len(set(of[clean]))}
         thresholds[label] = _threshold(target, targets, missed, blocked, counted)
     return Policy(labels=labels, thresholds=thresholds, name=name)
