@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint format serve serve-open-nsfw bench clean
+.PHONY: help demo test lint format serve serve-open-nsfw bench regression clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -31,6 +31,11 @@ serve-open-nsfw: $(READY)  ## a real nudity filter for photographs, without trai
 
 bench: $(READY)  ## latency sweep against a server that it starts
 	$(BIN)/python benchmarks/latency.py --serve
+
+regression: $(READY) ## served speed as a share of in-process speed, against the kept baseline; a minute, on a quiet machine
+	$(BIN)/python -m benchmarks.networks --backbone resnet18 --no-int8 --out runs/regression
+	$(BIN)/python benchmarks/latency.py --serve --repository runs/regression/resnet18 --in-process --rounds 5 --window-s 1 --concurrency 1 --batch-size 1 --ratio-limit 0.01 --out runs/regression/latency
+	$(BIN)/python benchmarks/regression.py --baseline benchmarks/baseline.json runs/regression/latency.json --bound 0.3
 
 clean:           ## remove what was built: environment, data, runs, published models
 	rm -rf $(VENV) data runs logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
