@@ -22,6 +22,8 @@ from moderation_client import (
     PolicyError,
     Threshold,
 )
+from moderation_client._encoded import read_encoded_config
+from moderation_client._spec import read_config
 from moderation_client.testing import FakeServer
 from tests.client_shells import Kind, Shell, plain, reds
 
@@ -217,3 +219,20 @@ def test_one_broken_version_does_not_break_its_neighbours(
     config["parameters"]["spec.9"] = {"string_value": "broken"}
     monkeypatch.setattr(server.model, "config", lambda _model="": config)
     assert reds(client.moderate([plain(3)])) == [3]
+
+
+def test_replicas_of_different_versions_in_a_roll_out(kind: Kind) -> None:
+    """The replica that answered is asked what its version is, and what the others said stays known."""
+    with FakeServer(spec=spec(2)) as new, FakeServer(spec=spec(1)) as old, kind.connect(new, old) as client:
+        verdicts = [client.moderate(plain(9))[0] for _ in range(12)]
+        assert {verdict.model_version for verdict in verdicts} == {"1", "2"}
+        assert new.model.num_config_reads + old.model.num_config_reads <= 3
+
+
+@pytest.mark.parametrize("change", [{"parameters": None}, {"max_batch_size": "x"}, {"parameters": {"a": 1}}])
+def test_a_malformed_configuration_is_a_contract_error(change: dict[str, Any]) -> None:
+    """Whatever a server says of its model."""
+    with pytest.raises(ContractError, match="configuration"):
+        read_config({"name": "moderation", "max_batch_size": 8} | change)
+    with pytest.raises(ContractError):
+        read_encoded_config({"name": "moderation", "input": 1})

@@ -26,6 +26,7 @@ from moderation_client._protocol import (
     Tensor,
     scores_of,
 )
+from moderation_client._replicas import Replica
 from moderation_client._session import Session
 from moderation_client._settings import CallOptions
 from moderation_client._window import Window
@@ -58,11 +59,10 @@ def prepare(session: Session, limits: Limits) -> Flow[None]:
         yield from read_config(session, limits)
 
 
-def read_config(session: Session, limits: Limits) -> Flow[None]:
-    """Read the model's configuration. Raises ModerationError."""
-    config = yield from call(
-        session.replicas, ConfigRequest(model=session.settings.model), limits, Progress()
-    )
+def read_config(session: Session, limits: Limits, first: Replica | None = None) -> Flow[None]:
+    """Read the model's configuration, from `first` if it is well. Raises ModerationError."""
+    request = ConfigRequest(model=session.settings.model)
+    config = yield from call(session.replicas, request, limits, Progress(), first)
     if session.settings.decode == "server":
         session.book.learn_limit(read_encoded_config(config))
     else:
@@ -172,11 +172,14 @@ def infer(
     return reply
 
 
-def spec_of(session: Session, reply: InferReply, limits: Limits) -> Flow[ModelSpec]:
-    """Spec of the version that answered; the configuration is read again for one that is new. Raises ModerationError."""
+def spec_of(session: Session, reply: InferReply, limits: Limits, progress: Progress) -> Flow[ModelSpec]:
+    """Spec of the version that answered; the configuration of the replica that did is read for one that is new.
+
+    Raises ModerationError.
+    """
     session.note_losses()
     if not session.book.knows(reply.model_version):
-        yield from read_config(session, limits)
+        yield from read_config(session, limits, progress.replica)
     return session.book.spec(reply.model_version)
 
 
@@ -209,7 +212,7 @@ def judge_pixels(
     shape = batch.parts[0].pixels.shape[1:]
     request = pixel_request(session, chunks, batch.num_views, shape, options.version)
     reply = yield from infer(session, request, limits, progress, options.context)
-    spec = yield from spec_of(session, reply, limits)
+    spec = yield from spec_of(session, reply, limits, progress)
     version = reply.model_version
     if spec.image != image_spec:
         raise OtherSpec(ContractError(f"version {version} wants pictures as {spec.image}, not {image_spec}"))
@@ -228,6 +231,7 @@ def score(
     """Scores, float32 [N, num_labels], of prepared pixels, uint8 [N, H, W, 3]; N at most the server's batch."""
     chunks = [memoryview(pixels.data).cast("B")]
     request = pixel_request(session, chunks, len(pixels), pixels.shape[1:], version)
-    reply = yield from infer(session, request, limits, Progress())
-    spec = yield from spec_of(session, reply, limits)
+    progress = Progress()
+    reply = yield from infer(session, request, limits, progress)
+    spec = yield from spec_of(session, reply, limits, progress)
     return scores_of(reply, SCORES_OUTPUT, (len(pixels), len(spec.labels)))

@@ -15,6 +15,7 @@ from moderation_client import _errors
 from moderation_client._errors import ContractError, InvalidImageError, ModerationError, ServiceError
 from moderation_client._jobs import Batch, Job
 from moderation_client._protocol import InferRequest, Tensor, pack_bytes, unpack_bytes
+from moderation_client._spec import readable
 from moderation_client.contract import ENCODED_INPUT, VERDICT_OUTPUT
 from moderation_client.policy import Decision
 from moderation_client.results import VERDICT_SCHEMA_VERSION, ImageInfo, Verdict, VerdictError, Views
@@ -38,9 +39,10 @@ FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
 
 def read_encoded_config(config: Mapping[str, Any]) -> int:
     """Most files in one request. Raises ContractError when the model does not take files."""
-    inputs = {each["name"]: each["data_type"] for each in config.get("input", ())}
-    outputs = {each["name"]: each["data_type"] for each in config.get("output", ())}
-    max_batch = int(config.get("max_batch_size", 0))
+    with readable(config):
+        inputs = {each["name"]: each["data_type"] for each in config.get("input", ())}
+        outputs = {each["name"]: each["data_type"] for each in config.get("output", ())}
+        max_batch = int(config.get("max_batch_size", 0))
     if (
         inputs.get(ENCODED_INPUT) != "TYPE_STRING"
         or outputs.get(VERDICT_OUTPUT) != "TYPE_STRING"

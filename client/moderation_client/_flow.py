@@ -6,9 +6,10 @@ the deadline, go to another replica first, and never repeat what an overloaded s
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from moderation_client._errors import (
     OverloadedError,
 )
 from moderation_client._faults import HUNG, Fault, Meaning, Retry, meaning_of
+from moderation_client._names import Names
 from moderation_client._protocol import HealthRequest, InferRequest, Request
 from moderation_client._replicas import Replica, Replicas
 
@@ -30,6 +32,8 @@ FEW_ATTEMPTS = 4
 PATIENCE_S = 0.4
 """Silence of a replica that owes an answer before it is asked whether it is alive."""
 PROBE_TIMEOUT_S = 0.5
+LOOK_UP_S = 5.0
+"""Longest look-up of a name whose result is still wanted."""
 QUEUE_SHARE = 0.8
 """Part of an attempt's time that the request may wait in the server's queue: an overloaded server then says so in time."""
 
@@ -72,7 +76,22 @@ class Spawn:
     flow: Flow[None]
 
 
-Effect = Send | Wait | Cancel | Sleep | Spawn
+@dataclass(frozen=True)
+class Run:
+    """Run a function that blocks, where that holds nothing up; the answer is its result, or None when it takes too long."""
+
+    act: Callable[[], Any]
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Close:
+    """Close a transport that gets no more requests."""
+
+    transport: Any
+
+
+Effect = Send | Wait | Cancel | Sleep | Spawn | Run | Close
 Flow = Generator[Effect, Any, T]
 
 
@@ -99,8 +118,10 @@ class Limits:
     """The model has answered before: `unknown model` means that a server is going down or coming up."""
 
 
-def call(replicas: Replicas, request: Request, limits: Limits, progress: Progress) -> Flow[Any]:
-    """Get one answer, whatever it takes within the deadline.
+def call(
+    replicas: Replicas, request: Request, limits: Limits, progress: Progress, first: Replica | None = None
+) -> Flow[Any]:
+    """Get one answer, whatever it takes within the deadline; `first` is asked first, if it is well.
 
     Raises the ModerationError that the last real fault means; the fault is its cause.
     """
@@ -109,9 +130,8 @@ def call(replicas: Replicas, request: Request, limits: Limits, progress: Progres
     while True:
         if (left := limits.deadline - time.monotonic()) <= 0:
             raise expired(limits, last, progress)
-        for due in replicas.due_for_probe():
-            yield Spawn(probe(replicas, due))
-        replica = progress.replica = replicas.choose(tried)
+        yield from look_after(replicas, left)
+        replica = progress.replica = replicas.choose(tried, None if progress.attempts else first)
         progress.attempts += 1
         started = time.monotonic()
         try:
@@ -132,8 +152,35 @@ def call(replicas: Replicas, request: Request, limits: Limits, progress: Progres
             yield Sleep(max(0.0, min(pause_s(progress.attempts), limits.deadline - time.monotonic())))
 
 
+def look_after(replicas: Replicas, left_s: float) -> Flow[None]:
+    """Before a request: probe who is due, and look names up; before the first request wait for that. Raises ClientClosedError."""
+    replicas.check_open()
+    if replicas.names is not None:
+        yield from follow_names(replicas, replicas.names, min(left_s, LOOK_UP_S))
+    for due in replicas.due_for_probe():
+        yield Spawn(probe(replicas, due))
+
+
+def follow_names(replicas: Replicas, names: Names, timeout_s: float) -> Flow[None]:
+    """Use the addresses that were found, and look again when it is time; what takes too long is used by a later call."""
+    if names.claim(replicas.num_losses):
+        if names.is_first:
+            yield Run(names.look_up, timeout_s)
+        else:
+            yield Spawn(look_up(names, timeout_s))
+    urls = names.take()
+    for gone in replicas.renew(urls) if urls else ():
+        yield Close(gone.transport)
+
+
+def look_up(names: Names, timeout_s: float) -> Flow[None]:
+    """Look names up beside the calls."""
+    yield Run(names.look_up, timeout_s)
+
+
 def judge_fault(replicas: Replicas, replica: Replica, fault: Fault) -> Meaning:
-    """Look a fault up and hold it against the replica if it is the replica's."""
+    """Look a fault up and hold it against the replica if it is the replica's. Raises ClientClosedError."""
+    replicas.check_open()
     meaning = meaning_of(fault)
     if meaning.ejects or meaning.counts:
         replicas.failed(replica, fault, meaning)
@@ -197,7 +244,8 @@ def probe(replicas: Replicas, replica: Replica) -> Flow[None]:
     """Find out whether an ejected replica may have a trial request."""
     healthy = False
     try:
-        healthy = yield from is_alive(replicas, replica, PROBE_TIMEOUT_S)
+        with contextlib.suppress(ModerationError):  # no token: a call will say so
+            healthy = yield from is_alive(replicas, replica, PROBE_TIMEOUT_S)
     finally:
         replicas.probed(replica, healthy=healthy)
 

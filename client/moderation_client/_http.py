@@ -64,10 +64,13 @@ def _options(url: Url, connection: Connection) -> dict[str, Any]:
     }
 
 
-def _arguments(connection: Connection, request: Request, timeout_s: float) -> dict[str, Any]:
-    """Method, path, body and headers of a request."""
+def _arguments(url: Url, connection: Connection, request: Request, timeout_s: float) -> dict[str, Any]:
+    """Method, path, body and headers of a request; a name that was looked up stays the server's name."""
     headers = connection.request_headers(request)
     arguments: dict[str, Any] = {"method": "GET", "timeout": timeout_s, "headers": headers}
+    if url.name:
+        headers.setdefault("host", url.host_header)
+        arguments["extensions"] = {"sni_hostname": url.name}
     if isinstance(request, InferRequest):
         body, own = encode_http(request)
         version = f"/versions/{request.version}" if request.version else ""
@@ -138,7 +141,7 @@ class HttpTransport:
 
     def __init__(self, url: Url, connection: Connection) -> None:
         """Make the pool; it connects with the first request. Raises MissingDependencyError."""
-        self._connection = connection
+        self._url, self._connection = url, connection
         self._client = _httpx().Client(**_options(url, connection))
         self._threads = ThreadPoolExecutor(2 * connection.max_in_flight, thread_name_prefix="moderation-http")
 
@@ -148,7 +151,7 @@ class HttpTransport:
 
     def _run(self, request: Request, timeout_s: float) -> Any:
         try:
-            response = self._client.request(**_arguments(self._connection, request, timeout_s))
+            response = self._client.request(**_arguments(self._url, self._connection, request, timeout_s))
         except (
             _httpx().HTTPError,
             OSError,
@@ -169,12 +172,12 @@ class AsyncHttpTransport:
 
     def __init__(self, url: Url, connection: Connection) -> None:
         """Make the pool; it connects with the first request. Raises MissingDependencyError."""
-        self._connection = connection
+        self._url, self._connection = url, connection
         self._client = _httpx().AsyncClient(**_options(url, connection))
 
     async def call(self, request: Request, timeout_s: float) -> Any:
         """Send it and await the answer. Raises Fault or ContractError."""
-        arguments = _arguments(self._connection, request, timeout_s)
+        arguments = _arguments(self._url, self._connection, request, timeout_s)
         try:
             response = await asyncio.wait_for(self._client.request(**arguments), timeout_s)
         except asyncio.TimeoutError as error:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from moderation_client._errors import ClientClosedError
 from moderation_client._faults import Fault, Meaning
+from moderation_client._names import Names
 from moderation_client._urls import Url
 
 FIRST_EJECTION_S = 0.25
@@ -66,17 +69,51 @@ class Replica:
 class Replicas:
     """All servers of one client."""
 
-    def __init__(self, replicas: list[Replica]) -> None:
-        """Start with everybody trusted."""
+    def __init__(
+        self,
+        replicas: list[Replica],
+        names: Names | None = None,
+        connect: Callable[[Url], Replica] | None = None,
+    ) -> None:
+        """Start with everybody trusted. With `names`, `renew` follows their addresses and `connect` makes the new ones."""
         self._lock = threading.Lock()
         self.members = replicas
+        self.names = names
+        self._connect = connect
+        self._gone: list[Replica] = []
+        self.closed = False
         self._turn = 0
         self.num_losses = 0
         """Times a replica was lost: what comes back there may be another model."""
 
-    def choose(self, avoid: set[Replica]) -> Replica:
-        """Take a replica for one request, not one of `avoid` if there is another; pair with `release`."""
+    def check_open(self) -> None:
+        """Refuse to go on after `close`. Raises ClientClosedError."""
+        if self.closed:
+            raise ClientClosedError("the client was closed; make a new one")
+
+    def close(self) -> list[Any]:
+        """Refuse further requests; the transports to close."""
+        self.closed = True
         with self._lock:
+            return [each.transport for each in (*self.members, *self._gone)]
+
+    def renew(self, urls: tuple[Url, ...]) -> list[Replica]:
+        """Follow a look-up: addresses that are new join, the others leave; those that left and are idle, to be closed."""
+        with self._lock:
+            known = {each.url: each for each in self.members}
+            if self._connect is None or self.closed or not urls:
+                return []
+            self.members = [known.get(url) or self._connect(url) for url in urls]
+            left = [*self._gone, *(each for each in known.values() if each not in self.members)]
+            self._gone = [each for each in left if each.in_flight]
+            return [each for each in left if not each.in_flight]
+
+    def choose(self, avoid: set[Replica], first: Replica | None = None) -> Replica:
+        """Take a replica for one request: `first` if it is well, else not one of `avoid`; pair with `release`."""
+        with self._lock:
+            if first in self.members and first is not None and not first.ejected:
+                first.count(1)
+                return first
             self._turn += 1
             turned = (
                 self.members[self._turn % len(self.members) :]

@@ -16,6 +16,7 @@ from moderation_client._errors import BadArrayError, ClientClosedError, Moderati
 from moderation_client._flow import Limits
 from moderation_client._jobs import Batch, Job
 from moderation_client._judging import error_verdict
+from moderation_client._names import Names
 from moderation_client._policies import PolicyBook, PolicySource
 from moderation_client._protocol import InferRequest
 from moderation_client._replicas import Replica, Replicas
@@ -24,7 +25,7 @@ from moderation_client._spec import SpecBook
 from moderation_client._stats import ClientStats, Counts
 from moderation_client._telemetry import Telemetry
 from moderation_client._transports import Connection
-from moderation_client._urls import Url, resolve
+from moderation_client._urls import Url
 from moderation_client._window import Window
 from moderation_client.contract import ModelSpec
 from moderation_client.policy import Policy
@@ -67,14 +68,17 @@ class Session:
         self.check_usable()
         with self._lock:
             if self._replicas is None:
-                self._replicas = Replicas(self._connected())
+                self._replicas = self._connected()
             return self._replicas
 
-    def _connected(self) -> list[Replica]:
-        urls = self.settings.urls
-        if self.settings.resolve_names:
-            urls = tuple(found for url in urls for found in resolve(url))
-        return [Replica(url, self._connect(url, self.settings.connection)) for url in urls]
+    def _connected(self) -> Replicas:
+        """Every server by the name that was given; addresses behind names are looked up with the first request."""
+
+        def connect(url: Url) -> Replica:
+            return Replica(url, self._connect(url, self.settings.connection))
+
+        names = Names(self.settings.urls) if self.settings.resolve_names else None
+        return Replicas([connect(url) for url in self.settings.urls], names, connect)
 
     def check_usable(self) -> None:
         """Refuse calls after `close`. Raises ClientClosedError."""
@@ -96,8 +100,7 @@ class Session:
     def close(self) -> list[Any]:
         """Refuse further calls; the transports that the shell must close."""
         self.closed = True
-        members = self._replicas.members if self._replicas is not None and not self.was_forked else []
-        return [each.transport for each in members]
+        return self._replicas.close() if self._replicas is not None and not self.was_forked else []
 
     def options(
         self,

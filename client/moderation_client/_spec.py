@@ -6,8 +6,9 @@ client read the configuration again; one that is still not in it cannot be judge
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,22 @@ def read_config(config: Mapping[str, Any]) -> ServedModel:
 
     One unusable version is noted, not raised: it must not break its neighbours.
     """
+    with readable(config):
+        return _read_config(config)
+
+
+@contextlib.contextmanager
+def readable(config: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a configuration of another shape makes its reader trip over into ContractError."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ContractError(
+            f"the configuration of model {config.get('name', '?')!r} is not usable: {error!r}"
+        ) from error
+
+
+def _read_config(config: Mapping[str, Any]) -> ServedModel:
     name, max_batch = config.get("name", "?"), int(config.get("max_batch_size", 0))
     if max_batch < 1:
         raise ContractError(f"model {name!r} has max_batch_size {max_batch}; moderation models take batches")
@@ -102,10 +119,13 @@ class SpecBook:
             return min(served, self._limit) if self._limit and self._served else self._limit or served
 
     def learn(self, config: Mapping[str, Any]) -> tuple[ModelSpec, ...]:
-        """Take over a configuration that was just read; the specs in it."""
+        """Take over a configuration that was just read; the specs in it.
+
+        It joins what is known, unless that is stale: in a roll-out other replicas still have other versions.
+        """
         served = read_config(config)
         with self._lock:
-            self._served = served
+            self._served = served if self._stale or self._served is None else _joined(self._served, served)
             self._stale = False
         return tuple(served.specs.values())
 
@@ -161,6 +181,17 @@ class SpecBook:
         """Policy that travels with the version, if its owner lets it."""
         with self._lock:
             return self._served.policies.get(version) if self._served else None
+
+
+def _joined(known: ServedModel, new: ServedModel) -> ServedModel:
+    """What both say; the newer one where they differ, and the smaller batch, which every replica takes."""
+    policies = {version: each for version, each in known.policies.items() if version not in new.specs}
+    return ServedModel(
+        min(known.max_batch, new.max_batch),
+        {**known.specs, **new.specs},
+        {**policies, **new.policies},
+        {**known.problems, **new.problems},
+    )
 
 
 def _local_for(spec: ModelSpec, version: str) -> ModelSpec:

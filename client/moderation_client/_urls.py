@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
@@ -31,6 +30,12 @@ class Url:
         """`host:port`, with brackets around an IPv6 address."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def host_header(self) -> str:
+        """What HTTP calls the server: the name that was looked up, with a port that is not the scheme's own."""
+        own_port = {"http": 80, "https": 443}.get(self.scheme)
+        return self.name if self.port == own_port else f"{self.name}:{self.port}"
+
     def __str__(self) -> str:
         return f"{self.scheme}://{self.address}{self.path}"
 
@@ -56,13 +61,3 @@ def parse_urls(urls: str | Sequence[str]) -> tuple[Url, ...]:
     if len({url.scheme for url in parsed}) > 1:
         raise ValueError(f"server addresses must be of one kind, got {', '.join(map(str, parsed))}")
     return tuple(dict.fromkeys(parsed))
-
-
-def resolve(url: Url) -> tuple[Url, ...]:
-    """Every address behind a name, in a stable order; the name itself when the look-up fails."""
-    try:
-        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except OSError:
-        return (url,)
-    hosts = sorted({str(entry[4][0]) for entry in found})
-    return tuple(replace(url, host=host, name=url.host) for host in hosts)
