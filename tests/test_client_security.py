@@ -14,7 +14,6 @@ import trustme
 
 from moderation_client import AuthenticationError, ModerationClient
 from moderation_client._fake_server import _handler, _HttpServer, _servicer
-from moderation_client._transports import Connection
 from moderation_client.testing import FakeServer
 from tests.client_shells import KINDS, AsyncShell, Kind, SyncShell, plain, reds
 
@@ -130,10 +129,34 @@ def test_stranger_certificate_is_authentication_error(
             client.moderate(plain(), timeout_s=10)
 
 
-def test_missing_certificate_file_is_named(tmp_path: Path) -> None:
-    """A path that is not there fails with the path."""
-    with pytest.raises(ValueError, match=r"nothing\.pem"):
-        Connection(ca_file="nothing.pem").read("nothing.pem")
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+@pytest.mark.parametrize("name", ["ca_file", "cert_file"])
+def test_unusable_certificate_files_are_named(tmp_path: Path, scheme: str, name: str) -> None:
+    """A file that is not there, or no certificate, fails with its path, in either transport."""
+    broken = tmp_path / "broken.pem"
+    broken.write_text("no certificate")
+    for path in (str(broken), str(tmp_path / "nothing.pem")):
+        with (
+            ModerationClient(f"{scheme}://localhost:1", **{name: path}) as client,  # type: ignore[arg-type]
+            pytest.raises(AuthenticationError, match=Path(path).name),
+        ):
+            client.moderate(plain(), timeout_s=5)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_token_function_that_raises_is_an_authentication_error(kind: Kind, server: FakeServer) -> None:
+    """Its own exception is the cause, and other images of the call get verdicts as usual."""
+
+    def token() -> str:
+        raise KeyError("vault")
+
+    with kind.connect(server, token=token) as client:
+        with pytest.raises(AuthenticationError, match=r"token\(\) raised KeyError") as raised:
+            client.moderate(plain(), timeout_s=5)
+        assert isinstance(raised.value.__cause__, KeyError)
+        (verdict,) = client.moderate(plain(), timeout_s=5, on_error="verdict")
+    assert verdict.error is not None
+    assert verdict.error.code == "authentication"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -123,7 +123,8 @@ class ModerationClient(Shared):
         flows = [score(self._session, chunk, version, limits) for chunk in self._session.chunks(pixels)]
         if len(flows) == 1:
             return threads.drive(flows[0])
-        return np.concatenate(list(threads.senders.map(threads.drive, flows)))
+        with self._session.usable():
+            return np.concatenate(list(threads.senders.map(threads.drive, flows)))
 
     def spec(self, *, timeout_s: float | None = None) -> ModelSpec:
         """Describe the model: labels, image size, version. Raises ServiceError or ContractError."""
@@ -140,7 +141,9 @@ class ModerationClient(Shared):
 
     def _threads(self) -> Pools:
         self._session.check_usable()
-        if self._pools is None or self._session.was_forked:
-            self._session.reconnect()
-            self._pools = Pools(self._session.settings.decode_threads, self._session.settings.max_in_flight)
-        return self._pools
+        with self._session.starting:
+            if self._pools is None or self._session.was_forked:
+                self._session.reconnect()
+                settings = self._session.settings
+                self._pools = Pools(settings.decode_threads, settings.max_in_flight)
+            return self._pools

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any
 
@@ -45,16 +44,11 @@ def _httpx() -> Any:
 def _options(url: Url, connection: Connection) -> dict[str, Any]:
     """Arguments of httpx's clients: no redirects, no proxies from the environment, room for every request in flight."""
     httpx = _httpx()
-    context: ssl.SSLContext | bool = True
-    if url.secure and (connection.ca_file or connection.cert_file):
-        connection.read(connection.ca_file)  # a missing file is named
-        context = ssl.create_default_context(cafile=connection.ca_file)
-        if connection.cert_file:
-            context.load_cert_chain(connection.cert_file, connection.key_file)
+    context = connection.tls() if url.secure else None
     size = connection.max_in_flight + 2
     return {
         "base_url": f"{str(url).rstrip('/')}/",
-        "verify": context,
+        "verify": True if context is None else context,
         "trust_env": False,
         "limits": httpx.Limits(
             max_connections=size,
@@ -130,6 +124,8 @@ class HttpHandle:
             return self._future.result(timeout=timeout_s)
         except FutureTimeoutError:
             return None
+        except CancelledError as error:  # the pool of threads was closed before it began
+            raise Fault("CANCELLED", "the request was cancelled") from error
 
     def cancel(self) -> None:
         """Forget it; the thread ends with the request's own timeout."""
@@ -147,7 +143,10 @@ class HttpTransport:
 
     def start(self, request: Request, timeout_s: float) -> HttpHandle:
         """Send it."""
-        return HttpHandle(self._threads.submit(self._run, request, timeout_s))
+        try:
+            return HttpHandle(self._threads.submit(self._run, request, timeout_s))
+        except RuntimeError as error:  # the pool of threads was closed
+            raise Fault("CANCELLED", str(error)) from error
 
     def _run(self, request: Request, timeout_s: float) -> Any:
         try:

@@ -5,10 +5,12 @@ The two shells drive the flows of `_calls` and `_encoded` on it, one with thread
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +61,8 @@ class Session:
         self._connect = connect
         self._replicas: Replicas | None = None
         self._seen_losses = 0
+        self.starting = threading.Lock()
+        """Two threads that make the first call start the client's threads once."""
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
@@ -84,6 +88,15 @@ class Session:
         """Refuse calls after `close`. Raises ClientClosedError."""
         if self.closed:
             raise ClientClosedError("the client was closed; make a new one")
+
+    @contextlib.contextmanager
+    def usable(self) -> Iterator[None]:
+        """Turn what closed threads and futures raise into ClientClosedError, when it was `close` that closed them."""
+        try:
+            yield
+        except (RuntimeError, CancelledError) as error:
+            self.check_usable()
+            raise error
 
     @property
     def was_forked(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from moderation_client._adrive import adrive, cancel
 from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, taken
-from moderation_client._errors import ModerationError
+from moderation_client._errors import ClientClosedError, ModerationError
 from moderation_client._flow import Flow, Progress
 from moderation_client._jobs import Batch, Job
 from moderation_client._session import Session
@@ -150,8 +150,11 @@ class TaskRun:
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A defect, not a fault: the caller must see it rather than wait for ever."""
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._broken = task.exception()
+        broken = None if task.cancelled() else task.exception()
+        if self._session.closed and (task.cancelled() or isinstance(broken, RuntimeError)):
+            broken = ClientClosedError("the client was closed during the call")
+        if broken is not None:
+            self._broken = broken
             self._changed.set()
 
     async def _stop(self, pull: asyncio.Task[Named] | None) -> None:

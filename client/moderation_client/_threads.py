@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, taken
 from moderation_client._drive import drive
-from moderation_client._errors import ModerationError
+from moderation_client._errors import ClientClosedError, ModerationError
 from moderation_client._flow import Flow, Progress
 from moderation_client._jobs import Batch, Job
 from moderation_client._session import Session
@@ -96,7 +96,17 @@ class ThreadRun:
             if trouble is not None:
                 refuse(self._session, job, trouble)(self._window)
                 return
-        self._pools.decoders.submit(self._decode, job)
+        self._submit(self._pools.decoders, self._decode, job)
+
+    def _submit(self, pool: ThreadPoolExecutor, act: Callable[[Any], None], what: Job | Batch) -> None:
+        """Have something done in a thread. Raises ClientClosedError, now or to the caller who waits for it."""
+        with self._session.usable():
+            pool.submit(act, what).add_done_callback(self._left)
+
+    def _left(self, future: Future[None]) -> None:
+        """A closed pool drops what has not begun: nobody must wait for it."""
+        if future.cancelled():
+            self.abort(ClientClosedError("the client was closed during the call"))
 
     def _finished(self) -> list[Job]:
         with self._changed:
@@ -137,7 +147,7 @@ class ThreadRun:
     def _pump(self) -> None:
         """Send what can be sent; the lock is held."""
         while not self._stopped and (batch := self._session.next_batch(self._window)) is not None:
-            self._pools.senders.submit(self._send, batch)
+            self._submit(self._pools.senders, self._send, batch)
 
     def _send(self, batch: Batch) -> None:
         with self._guard():
@@ -154,7 +164,7 @@ class ThreadRun:
                 with self._changed:
                     tell(self._window)
             for job in again:
-                self._pools.decoders.submit(self._decode, job)
+                self._submit(self._pools.decoders, self._decode, job)
             with self._changed:
                 self._pump()
                 self._changed.notify_all()

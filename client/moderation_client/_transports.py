@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moderation_client._errors import AuthenticationError
 from moderation_client._faults import Fault
 from moderation_client._protocol import (
     ConfigRequest,
@@ -24,6 +25,8 @@ from moderation_client._protocol import (
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     from moderation_client._urls import Url
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -45,15 +48,42 @@ class Connection:
         """Headers of one request: the client's, the token, the request's own; names in lower case as gRPC wants."""
         headers = {name.lower(): value for name, value in self.headers.items()}
         if self.token is not None:
-            headers["authorization"] = f"Bearer {self.token if isinstance(self.token, str) else self.token()}"
+            headers["authorization"] = f"Bearer {self.current_token()}"
         return headers | dict(request.headers)
 
+    def current_token(self) -> str:
+        """The token, or what the caller's function says it is now. Raises AuthenticationError when that raises."""
+        if self.token is None or isinstance(self.token, str):
+            return self.token or ""
+        try:
+            return self.token()
+        except Exception as error:
+            raise AuthenticationError(f"token() raised {type(error).__name__}: {error}") from error
+
     def read(self, path: str | None) -> bytes | None:
-        """Content of a certificate or key file. Raises ValueError that names it."""
+        """Content of a certificate or key file. Raises AuthenticationError that names it."""
         try:
             return None if path is None else Path(path).read_bytes()
         except OSError as error:
-            raise ValueError(f"certificate file {path}: {error.strerror or error}") from error
+            raise AuthenticationError(f"certificate file {path}: {error.strerror or error}") from error
+
+    def tls(self) -> ssl.SSLContext | None:
+        """TLS settings from the files, None without files. Raises AuthenticationError that names the unusable one."""
+        if not (self.ca_file or self.cert_file):
+            return None
+        import ssl  # noqa: PLC0415  only for TLS
+
+        for path in (self.ca_file, self.cert_file, self.key_file):
+            self.read(path)
+        wrong = self.ca_file
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            wrong = f"{self.cert_file} with key {self.key_file or self.cert_file}"
+            if self.cert_file:  # a key with a password must not ask for it on the terminal
+                context.load_cert_chain(self.cert_file, self.key_file, password="")
+        except (OSError, ValueError) as error:
+            raise AuthenticationError(f"certificate file {wrong}: {error}") from error
+        return context
 
 
 def channel_options(url: Url, connection: Connection) -> list[tuple[str, Any]]:
@@ -76,9 +106,10 @@ def channel_options(url: Url, connection: Connection) -> list[tuple[str, Any]]:
 
 
 def credentials(connection: Connection) -> Any:
-    """TLS credentials, with a client certificate when one is given."""
+    """TLS credentials, with a client certificate when one is given. Raises AuthenticationError that names a bad file."""
     import grpc  # noqa: PLC0415  heavy: only when a client connects
 
+    connection.tls()  # gRPC itself would only fail to connect, without a reason
     return grpc.ssl_channel_credentials(
         root_certificates=connection.read(connection.ca_file),
         private_key=connection.read(connection.key_file),
@@ -182,6 +213,8 @@ class GrpcTransport:
             return GrpcHandle(method.future(message, timeout=timeout_s, metadata=metadata), read)
         except grpc.RpcError as error:
             raise fault_of(error) from error
+        except ValueError as error:  # grpc: the channel was closed under the request
+            raise Fault("CANCELLED", str(error)) from error
 
     def close(self) -> None:
         """Close the channel; running requests end as cancelled."""
@@ -197,6 +230,7 @@ class AsyncGrpcTransport:
 
         options = channel_options(url, connection)
         self._connection = connection
+        self._closed = False
         self._channel = (
             aio.secure_channel(url.address, credentials(connection), options)
             if url.secure
@@ -206,7 +240,9 @@ class AsyncGrpcTransport:
 
     async def call(self, request: Request, timeout_s: float) -> Any:
         """Send it and await the answer. Raises Fault."""
-        import grpc  # noqa: PLC0415  already loaded; the name is needed here
+        import asyncio  # noqa: PLC0415  already loaded; threads do not load it
+
+        import grpc  # noqa: PLC0415  likewise
 
         method, message, read = self._methods.prepare(request)
         metadata = tuple(self._connection.request_headers(request).items())
@@ -214,9 +250,14 @@ class AsyncGrpcTransport:
             return read(await method(message, timeout=timeout_s, metadata=metadata))
         except grpc.RpcError as error:
             raise fault_of(error) from error
+        except (Exception, asyncio.CancelledError) as error:
+            if not self._closed:
+                raise
+            raise Fault("CANCELLED", "the channel was closed under the request") from error
 
     async def close(self) -> None:
         """Close the channel; running requests end as cancelled."""
+        self._closed = True
         with contextlib.suppress(
             Exception
         ):  # a loop that is shutting down may refuse, and then it is closed anyway
