@@ -45,6 +45,17 @@ def test_folders_are_searched_and_exit_codes_say_what_was_found(
     assert "unsupported_format" in lines[-3]
 
 
+def test_files_that_a_folder_search_passes_over_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of pictures without endings is not silently fine."""
+    for name in ("first", "second"):
+        Image.fromarray(plain(250)).save(tmp_path / name, "PNG")
+    assert main([str(tmp_path)]) == 0
+    assert "skipped in folders: 2" in capsys.readouterr().err
+    assert main([str(tmp_path / "first")]) == 1
+
+
 def test_json_lines_are_whole_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One object a line, as `Verdict.to_dict` gives it."""
     main(["--json", str(folder)])
@@ -71,12 +82,16 @@ def test_trouble_is_told_on_stderr_without_a_traceback(
     assert main([str(folder), "--server", "ftp://x"]) == 2
     assert main([str(folder), "--policy", "nowhere.json"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in errors] == ["ServerUnavailableError", "ValueError", "PolicyError"]
+    assert [line.split(":")[0] for line in errors if "skipped" not in line] == [
+        "ServerUnavailableError",
+        "ValueError",
+        "PolicyError",
+    ]
 
 
 def test_nothing_but_results_without_a_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No progress bar where nobody looks."""
-    main([str(folder)])
+    main([str(folder / "harmless.png"), str(folder / "deep")])
     assert capsys.readouterr().err == ""
 
 

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 import moderation_client as mc
-from moderation_client.images import ImageLimits
-from moderation_client.testing import Delay, Fail, FakeServer, assert_never_fails_open
+from moderation_client.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, ImageSource, decode
+from moderation_client.testing import (
+    Break,
+    Delay,
+    Fail,
+    FakeRequest,
+    FakeServer,
+    Say,
+    assert_never_fails_open,
+    assert_never_fails_open_async,
+    channel_means,
+)
 
 
 def judge(paths: list[Path]) -> list[str]:
@@ -72,3 +85,24 @@ def check_own_code() -> None:
     with FakeServer(token="t") as server, mc.ModerationClient(server.url, token="t") as client:
         server.script(Fail("INTERNAL"), Delay(0.1))
         assert_never_fails_open(client)
+
+
+def prepare(sources: list[ImageSource], spec: mc.ImageSpec) -> NDArray[np.float32]:
+    """Decode for oneself and ask for scores alone."""
+    decoded: list[DecodedImage] = [decode(source, spec, DEFAULT_LIMITS) for source in sources]
+    whole = [each for each in decoded if each.incomplete is None and each.views.looked_at]
+    info: mc.ImageInfo = whole[0].info
+    with mc.ModerationClient() as client:
+        scores: NDArray[np.float32] = client.score(whole[0].pixels)
+    return scores * info.width
+
+
+async def check_own_code_later() -> int:
+    """Test one's own asyncio code against the fake, with everything that it can be told."""
+    with FakeServer(scores=channel_means, max_batch=4, latency_s=0.1) as server:
+        server.always(Say((0.1, 0.2, 0.3)))
+        server.script(Break("nan"))
+        async with mc.AsyncModerationClient(server.http_url, decode="server") as client:
+            await assert_never_fails_open_async(client)
+        requests: list[FakeRequest] = server.requests
+    return len(requests)

@@ -65,15 +65,22 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_files(names: Iterable[str], stdin: TextIO) -> Iterator[str]:
-    """Paths that the arguments mean: folders searched in order of name, `-` replaced by the lines of stdin."""
+def find_files(names: Iterable[str], stdin: TextIO, skipped: list[str]) -> Iterator[str]:
+    """Paths that the arguments mean: folders searched in order of name, `-` replaced by the lines of stdin.
+
+    Files of a folder that are not named like a picture go to `skipped`.
+    """
     for name in names:
         if name == "-":
-            yield from find_files((line.rstrip("\n") for line in stdin if line.strip()), stdin)
+            yield from find_files((line.rstrip("\n") for line in stdin if line.strip()), stdin, skipped)
         elif Path(name).is_dir():
             for path in sorted(Path(name).rglob("*")):
-                if path.suffix.lower() in SUFFIXES and path.is_file():
+                if not path.is_file():
+                    continue
+                if path.suffix.lower() in SUFFIXES:
                     yield str(path)
+                else:
+                    skipped.append(str(path))
         else:
             yield name
 
@@ -118,7 +125,13 @@ class Progress:
 
 def run(options: argparse.Namespace, stdin: TextIO, stdout: TextIO, stderr: TextIO) -> int:
     """Judge and print. Raises ModerationError or ValueError."""
-    files = list(find_files(options.files, stdin))
+    skipped: list[str] = []
+    files = list(find_files(options.files, stdin, skipped))
+    if skipped:
+        print(
+            f"skipped in folders: {len(skipped)} not named like a picture (name a file itself to have it judged)",
+            file=stderr,
+        )
     servers = options.server or os.environ.get("MODERATION_SERVER", "localhost:8001").split(",")
     seen: list[tuple[Decision, bool]] = []
     progress = Progress(stderr, shown=not stdout.isatty())

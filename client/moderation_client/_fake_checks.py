@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from moderation_client._errors import ModerationError
@@ -10,7 +12,9 @@ from moderation_client._fake_server import RUNNING, FakeServer
 from moderation_client.policy import Decision
 
 if TYPE_CHECKING:
+    from moderation_client._async_client import AsyncModerationClient
     from moderation_client._client import ModerationClient
+    from moderation_client.results import Verdict
 
 BROKEN_IMAGES: tuple[tuple[str, Any], ...] = (
     ("no bytes", b""),
@@ -38,29 +42,44 @@ def assert_never_fails_open(client: ModerationClient, *, timeout_s: float = 2.0)
     tried; if the client talks to a `FakeServer` of this process, so are broken answers and failures. Raises AssertionError that
     names the case.
     """
+    with contextlib.closing(_cases(client)) as cases:
+        for case, image in cases:
+            try:
+                raised = client.moderate([image], timeout_s=timeout_s)
+            except ModerationError:
+                raised = []
+            _check([*raised, *client.moderate([image], timeout_s=timeout_s, on_error="verdict")], case)
+
+
+async def assert_never_fails_open_async(client: AsyncModerationClient, *, timeout_s: float = 2.0) -> None:
+    """Check an AsyncModerationClient, or a wrapper with its `moderate`, as `assert_never_fails_open` does."""
+    with contextlib.closing(_cases(client)) as cases:
+        for case, image in cases:
+            try:
+                raised = await client.moderate([image], timeout_s=timeout_s)
+            except ModerationError:
+                raised = []
+            _check([*raised, *await client.moderate([image], timeout_s=timeout_s, on_error="verdict")], case)
+
+
+def _cases(client: Any) -> Generator[tuple[str, Any], None, None]:
+    """Each case by name with its image, while the server behind the client is as the case wants it."""
     import numpy as np  # noqa: PLC0415  keeps imports of the package quick
 
-    for name, image in BROKEN_IMAGES:
-        _check(client, image, name, timeout_s)
+    yield from BROKEN_IMAGES
     server = _server_behind(client)
-    if server is None:
-        return
-    harmless = np.zeros((8, 8, 3), np.uint8)
-    for step in BROKEN_ANSWERS:
+    for step in BROKEN_ANSWERS if server is not None else ():
+        assert server is not None
         server.always(step)
         try:
-            _check(client, harmless, str(step), timeout_s)
+            yield str(step), np.zeros((8, 8, 3), np.uint8)
         finally:
             server.always(None)
 
 
-def _check(client: ModerationClient, image: Any, case: str, timeout_s: float) -> None:
-    """One image that cannot be judged: a verdict with an error that is not ALLOW, or in raising mode an error."""
-    try:
-        raised = client.moderate([image], timeout_s=timeout_s)
-    except ModerationError:
-        raised = []
-    for verdict in (*raised, *client.moderate([image], timeout_s=timeout_s, on_error="verdict")):
+def _check(verdicts: list[Verdict], case: str) -> None:
+    """An image that cannot be judged has an error and is not allowed; no verdict at all is none too many."""
+    for verdict in verdicts:
         if verdict.decision is Decision.ALLOW or verdict.error is None:
             raise AssertionError(f"fails open: {case} was answered with {verdict}")
 

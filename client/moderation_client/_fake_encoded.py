@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from moderation_client import images
 from moderation_client._errors import InvalidImageError
 from moderation_client._judging import error_verdict, judge_view, verdict_of
-from moderation_client.contract import ModelSpec
+from moderation_client._protocol import Output, pack_bytes
+from moderation_client.contract import VERDICT_OUTPUT, ModelSpec
 from moderation_client.policy import Decision, Policy
 from moderation_client.results import Timing
 
@@ -34,3 +36,23 @@ def judge_file(
     )
     worst = verdict.views.worst if verdict.views and verdict.views.worst is not None else 0
     return verdict.to_dict(), rows[worst]
+
+
+def verdict_outputs(records: list[dict[str, Any]], how: str) -> dict[str, Output]:
+    """Records as the output `verdict`, broken in the way that a script asks for."""
+    data = b"".join(pack_bytes([json.dumps(_broken(record, how)).encode() for record in records]))
+    output = Output(
+        datatype="FP32" if how == "wrong type" else "BYTES",
+        shape=(len(records), 1),
+        data=data[:-4] if how == "too few bytes" else data,
+    )
+    return {"other" if how == "missing output" else VERDICT_OUTPUT: output}
+
+
+def _broken(record: dict[str, Any], how: str) -> dict[str, Any]:
+    if how in ("nan", "above one"):
+        wrong = float("nan") if how == "nan" else 1.5
+        return record | {"score": wrong, "scores": dict.fromkeys(record["scores"], wrong)}
+    if how == "wrong shape":
+        return record | {"scores": {}}
+    return record | {"schema_version": 999} if how == "wrong version" else record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import deque
@@ -197,7 +196,7 @@ class FakeModel:
     def _encoded(self, request: FakeRequest, data: bytes, version: str, step: Step | None) -> InferReply:
         import numpy as np  # noqa: PLC0415  keeps imports of the package quick
 
-        from moderation_client._fake_encoded import judge_file  # noqa: PLC0415  decodes: Pillow only when needed
+        from moderation_client._fake_encoded import judge_file, verdict_outputs  # noqa: PLC0415  decodes: Pillow only when needed
 
         spec, policy = self.specs[version]
         records, scores, offset = [], [], 0
@@ -207,12 +206,10 @@ class FakeModel:
                 data[offset + 4 : offset + 4 + size], spec, policy or POLICY, self.scores, version
             )
             offset += 4 + size
-            records.append(json.dumps(record).encode())
+            records.append(record)
             scores.append(row)
         reply = _reply(np.stack(scores), version, step)
-        packed = b"".join(len(each).to_bytes(4, "little") + each for each in records)
-        verdict = Output(datatype="BYTES", shape=(len(records), 1), data=packed)
-        outputs = {**reply.outputs, VERDICT_OUTPUT: verdict}
+        outputs = {**reply.outputs, **verdict_outputs(records, step.how if isinstance(step, Break) else "")}
         return InferReply(model_name=ENCODED_MODEL_NAME, model_version=version, outputs=outputs)
 
 

@@ -7,6 +7,7 @@ the deadline, go to another replica first, and never repeat what an overloaded s
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable, Generator
@@ -24,6 +25,7 @@ from moderation_client._names import Names
 from moderation_client._protocol import HealthRequest, InferRequest, Request
 from moderation_client._replicas import Replica, Replicas
 
+logger = logging.getLogger("moderation_client")
 T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.05
@@ -143,6 +145,7 @@ def call(
             meaning = judge_fault(replicas, replica, fault)
             if not may_retry(meaning, progress.attempts, limits):
                 raise meaning.error(_sentence(fault, progress)) from fault
+            logger.info("%s: trying again: %s", replica.url, fault)
             last = fault if last is None or meaning.error is not DeadlineExceededError else last
         finally:
             replicas.release(replica)

@@ -26,6 +26,8 @@ HIDDEN_AREA = 0.01
 """... and the share of the picture on which it does, for it to count as hidden content."""
 CHUNK = 1 << 20
 """Numbers converted at a time."""
+FLOAT32_SPAN = 1e30
+"""Ranges above are converted in double precision: differences and factors would leave float32."""
 
 
 def to_8bit(image: Image.Image, name: str) -> tuple[Image.Image, ...]:
@@ -133,12 +135,11 @@ def _scale_rows(array: Array, low: float, high: float) -> Image.Image:
     """Scale a range to 0..255, rounded, some rows at a time: the numbers in between take four times the memory."""
     out = np.empty(array.shape, np.uint8)
     rows = max(1, CHUNK // max(1, out[0].size))
+    exact: Any = np.float64 if high - low > FLOAT32_SPAN else np.float32
     for start in range(0, len(array), rows):
-        part = array[start : start + rows].astype(np.float32)
-        part = (np.clip(np.nan_to_num(part, nan=low), low, high) - np.float32(low)) * np.float32(
-            255 / max(high - low, 1e-9)
-        )
-        out[start : start + rows] = np.rint(part)
+        part = array[start : start + rows].astype(exact)
+        part = np.clip(np.nan_to_num(part, nan=low), low, high) - exact(low)
+        out[start : start + rows] = np.rint(part * exact(255 / max(high - low, 1e-9)))
     return Image.fromarray(out)
 
 

@@ -63,7 +63,7 @@ def own(loaded: Loaded) -> Loaded:
     """The same with pixels of its own."""
     pixels = loaded.pixels.copy()
     if isinstance(pixels, Image.Image) and isinstance(loaded.pixels, Image.Image):
-        pixels.format = loaded.pixels.format  # type: ignore[attr-defined]
+        pixels.format = loaded.pixels.format
     return replace(loaded, pixels=pixels)
 
 

@@ -6,6 +6,7 @@ health probe and one trial request. With nobody left the call goes to the one th
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from moderation_client._errors import ClientClosedError
 from moderation_client._faults import Fault, Meaning
 from moderation_client._names import Names
 from moderation_client._urls import Url
+
+logger = logging.getLogger("moderation_client")
 
 FIRST_EJECTION_S = 0.25
 LONGEST_EJECTION_S = 4.0
@@ -139,6 +142,8 @@ class Replicas:
         with self._lock:
             replica.take_latency()
             replica.heard_at = time.monotonic()
+            if replica.ejected or replica.on_trial:
+                logger.info("%s answers again", replica.url)
             replica.failures = replica.ejections = 0
             replica.ejected = replica.on_trial = False
             replica.last_error = None
@@ -157,6 +162,7 @@ class Replicas:
                 return
             self.num_losses += meaning.ejects
             if not replica.ejected:
+                logger.warning("%s gets no requests until it is well again: %s", replica.url, fault)
                 replica.ejections += 1
             replica.ejected, replica.on_trial = True, False
             pause = min(LONGEST_EJECTION_S, FIRST_EJECTION_S * 2 ** min(replica.ejections - 1, 8))

@@ -5,13 +5,13 @@
         ...
 
 It speaks gRPC and HTTP as Triton does. Without a script it answers every request with `scores(pixels)`; the default gives
-label i the mean of colour channel i, so plain-coloured images have known scores. `assert_never_fails_open` checks that
-your client, however it is set up and wrapped, never allows what was not judged.
+label i the mean of colour channel i, so plain-coloured images have known scores. `assert_never_fails_open` (and its
+`_async` twin) checks that your client, however it is set up and wrapped, never allows what was not judged.
 """
 
 from __future__ import annotations
 
-from moderation_client._fake_checks import assert_never_fails_open
+from moderation_client._fake_checks import assert_never_fails_open, assert_never_fails_open_async
 from moderation_client._fake_model import Break, Delay, Fail, FakeRequest, Say, channel_means
 from moderation_client._fake_server import FakeServer
 
@@ -23,5 +23,6 @@ __all__ = [
     "FakeServer",
     "Say",
     "assert_never_fails_open",
+    "assert_never_fails_open_async",
     "channel_means",
 ]
