@@ -28,7 +28,7 @@ SKETCH = 32
 """Side of the small picture by which frames are compared."""
 SKETCH_TOLERANCE = 24
 """Levels by which some cell of it must differ for a frame to show something else."""
-SKETCH_DETAIL = 16
+SKETCH_DETAIL = 8
 """Pixels a side that a cell is made from: what is finer than that the model hardly sees either."""
 APART = {"TIFF", "HEIF"}
 """Formats whose pages stand by themselves: each can be reached alone, and each has a size of its own."""
@@ -101,35 +101,45 @@ def _sketch(opened: Opened, index: int, limits: ImageLimits) -> Array:
 
 
 def _cells(picture: Image.Image) -> Array:
-    """Mean, least and greatest premultiplied RGBA of each cell, and its sum under signs that nobody can foresee.
+    """Mean, least and greatest premultiplied RGBA of each cell, and its mean over pixels that nobody can foresee.
 
-    The mean alone is blind to a pattern around it, all three to a pattern that changes its phase.
+    The mean alone is blind to a pattern around it, the first three to a pattern that changes its phase.
     """
-    factor = max(1, min(picture.size) // (SKETCH_DETAIL * SKETCH))
     if picture.mode == "RGBA":
-        small = _image_modes.premultiplied(picture, factor)
+        small = _image_modes.premultiplied(picture, max(1, min(picture.size) // (SKETCH_DETAIL * SKETCH)))
     else:
-        small = (picture.reduce(factor) if factor > 1 else picture).convert("RGB").convert("RGBA")
-    mean = np.asarray(small.resize((SKETCH, SKETCH), Image.Resampling.BOX, reducing_gap=1.0))
-    pixels, rows = np.asarray(small), _starts(small.height)
-    ends = [*rows[1:], small.height]
-    strips = [_strip(pixels[top : max(end, top + 1)]) for top, end in zip(rows, ends, strict=True)]
-    return np.concatenate([mean[np.newaxis], np.stack(strips, axis=1)])
+        small = picture if picture.mode == "RGB" else picture.convert("RGB")
+    wide, high = (_detail(side, min(small.size)) for side in small.size)
+    cells = small.resize((SKETCH * wide, SKETCH * high), Image.Resampling.BOX, reducing_gap=1.0)
+    pixels = np.asarray(cells.convert("RGBA") if cells.mode == "RGB" else cells)
+    means = [_means(each) for each in (pixels, pixels & _mask(high, wide))]
+    ends = [_per_cell(each, pixels, high, wide) for each in (np.minimum, np.maximum)]
+    return np.stack([*means, *ends])
 
 
-def _strip(pixels: Array) -> Array:
-    """Least, greatest and signed sum of one row of cells: uint8 [3, SKETCH, 4]."""
-    starts = _starts(pixels.shape[1])
-    least = np.minimum.reduceat(pixels.min(0), starts)
-    greatest = np.maximum.reduceat(pixels.max(0), starts)
-    signs = np.random.default_rng(_seed()).integers(0, 2, (*pixels.shape[:2], 1), np.int8) * np.int16(2) - 1
-    sums = np.add.reduceat(((pixels.astype(np.int16) - 128) * signs).sum(0), starts)
-    sizes = np.maximum(1, np.diff([*starts, pixels.shape[1]]))[:, np.newaxis] * len(pixels)
-    return np.stack([least, greatest, np.clip(sums / sizes + 128, 0, 255).astype(np.uint8)])
+def _detail(side: int, short: int) -> int:
+    """Pixels of a cell along a side: as many as the picture has, up to SKETCH_DETAIL for each short side in it."""
+    return max(1, min(-(-side // SKETCH), SKETCH_DETAIL * -(-side // short)))
 
 
-def _starts(side: int) -> Array:
-    return np.arange(SKETCH) * side // SKETCH
+def _per_cell(take: np.ufunc, pixels: Array, high: int, wide: int) -> Array:
+    """Reduce each cell, rows first: they are contiguous."""
+    rows = take.reduce(pixels.reshape(SKETCH, high, -1), axis=1)
+    cells: Array = take.reduce(rows.reshape(SKETCH, SKETCH, wide, 4), axis=2)
+    return cells
+
+
+def _means(pixels: Array) -> Array:
+    """Mean of each cell, by Pillow, which is much quicker than NumPy; CMYK is four channels that it leaves alone."""
+    image = Image.frombuffer("CMYK", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "CMYK", 0, 1)
+    return np.asarray(image.resize((SKETCH, SKETCH), Image.Resampling.BOX))
+
+
+@functools.lru_cache(maxsize=4)
+def _mask(high: int, wide: int) -> Array:
+    """255 or 0 for each pixel: uint8 [SKETCH * high, SKETCH * wide, 1]."""
+    random = np.random.default_rng(_seed())
+    return random.integers(0, 2, (SKETCH * high, SKETCH * wide, 1), np.uint8) * np.uint8(255)
 
 
 @functools.cache
