@@ -123,9 +123,10 @@ def _detail(side: int, short: int) -> int:
 
 
 def _per_cell(take: np.ufunc, pixels: Array, high: int, wide: int) -> Array:
-    """Reduce each cell, rows first: they are contiguous."""
+    """Reduce each cell, rows first, along axes that NumPy walks quickly."""
     rows = take.reduce(pixels.reshape(SKETCH, high, -1), axis=1)
-    cells: Array = take.reduce(rows.reshape(SKETCH, SKETCH, wide, 4), axis=2)
+    columns = np.ascontiguousarray(rows.reshape(SKETCH * SKETCH, wide, 4).transpose(1, 0, 2))
+    cells: Array = take.reduce(columns, axis=0).reshape(SKETCH, SKETCH, 4)
     return cells
 
 
@@ -137,9 +138,9 @@ def _means(pixels: Array) -> Array:
 
 @functools.lru_cache(maxsize=4)
 def _mask(high: int, wide: int) -> Array:
-    """255 or 0 for each pixel: uint8 [SKETCH * high, SKETCH * wide, 1]."""
-    random = np.random.default_rng(_seed())
-    return random.integers(0, 2, (SKETCH * high, SKETCH * wide, 1), np.uint8) * np.uint8(255)
+    """255 or 0 for each pixel: uint8 [SKETCH * high, SKETCH * wide, 4]."""
+    random = np.random.default_rng(_seed()).integers(0, 2, (SKETCH * high, SKETCH * wide, 1), np.uint8)
+    return np.repeat(random * np.uint8(255), 4, axis=2)
 
 
 @functools.cache
