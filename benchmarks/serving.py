@@ -115,6 +115,8 @@ def apply(config: Any, settings: Settings) -> Any:
     if settings.file is not None:
         config.default_model_filename = settings.file
     if settings.max_batch_size is not None:
+        if settings.max_batch_size < 1:
+            raise VariantError(f"max_batch_size must be at least 1, got {settings.max_batch_size}")
         config.max_batch_size = settings.max_batch_size
         for sample in config.model_warmup:
             sample.batch_size = min(sample.batch_size, settings.max_batch_size)
