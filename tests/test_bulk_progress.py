@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, to be set; and a bar that remembers."""
     now = [0.0]
     monkeypatch.setattr(progress, "tqdm", _Bar)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 
