@@ -67,7 +67,7 @@ def check_whole(repository: Path) -> None:
 def run_publisher(repository: Path, scratch: Path, with_exchange: bool, *moment: int) -> int | None:
     """Run one in a process of its own; its exit code."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["export.publish", "export.operations", "tests.small_export"])
+    context.set_forkserver_preload(["benchmarks.publishing_kills", "export.publish", "tests.small_export"])
     arguments = (str(repository), str(scratch), with_exchange, *moment)
     process = context.Process(target=change_until_killed, args=arguments, daemon=True)
     process.start()
