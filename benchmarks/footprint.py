@@ -22,12 +22,11 @@ from tqdm import tqdm
 from benchmarks import machine
 from benchmarks.environment import ROOT
 from benchmarks.report import Page, figure, text_table
-from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
+from benchmarks.results import Point, Result, file_stem, make_result, write_result
 from benchmarks.serving import VariantError, serving
-from benchmarks.subject import end_cleanly_on_sigterm, fail, print_bars
+from benchmarks.subject import end_cleanly_on_sigterm, fail
 
 RESULTS = Path("runs/benchmarks")
-IMPORT_LIMIT_MS = 150.0
 TIMED = """
 import json, sys, time
 started = time.perf_counter()
@@ -105,14 +104,7 @@ def measure(config: FootprintConfig) -> Result:
     for name, code in CODE.items():
         points.append(repeat(name, lambda code=code: run_code(code), config.repeats))  # type: ignore[misc]
     points.append(repeat("server, ready", lambda: start_server(config.repository), config.server_repeats))
-    imported = next(point for point in points if point.settings["part"] == "client, imported")
-    bar = Bar(
-        name="import moderation_client, ms",
-        measured=imported.number("start_s") * 1000,
-        limit=IMPORT_LIMIT_MS,
-        sense="at_most",
-    )
-    return make_result("footprint", config, points, bars=[bar], started_at=started_at)
+    return make_result("footprint", config, points, started_at=started_at)
 
 
 HEADER = ("part", "start-up s", "slowest s", "idle MiB")
@@ -137,7 +129,6 @@ def page(result: Result) -> Page:
         "Start-up time and idle memory",
         "Fresh processes, files in the page cache; memory is the proportional set size once ready.",
     )
-    document.bars(result.bars)
     document.heading("Parts")
     document.table(HEADER, rows(result))
     names = [str(point.settings["part"]) for point in result.points]
@@ -155,17 +146,16 @@ def page(result: Result) -> Page:
 
 
 def main(config: FootprintConfig) -> int:
-    """Measure, print, write; 1 when a bar is missed."""
+    """Measure, print, write."""
     try:
         result = measure(config)
     except VariantError as error:
         fail(error)
     print(text_table(HEADER, rows(result)))
-    print_bars(result.bars)
     stem = config.out or RESULTS / file_stem(result)
     data = write_result(result, stem.parent, name=f"{stem.name}.json")
     print(f"\n{data}\n{page(result).write(stem.parent / f'{stem.name}.html')}")
-    return 1 if result.missed else 0
+    return 0
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ def mean_shifts(
     batch: int = 4,
 ) -> Means:
     """Run the images through FP32 with a rounded copy of every layer beside it; mean(rounded) - mean(FP32)."""
+    if not rounded:
+        return {}
     model = onnx.ModelProto.FromString(prepared.SerializeToString())
     outputs = _add_rounded_copies(model, rounded)
     onnx.save(model, scratch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Int8Settings:
     method: Method = "minmax"
     """How a tensor's range follows from the calibration images."""
     float_nodes: tuple[str, ...] = ()
-    """Names of layers that stay in float, besides normalisation and head."""
+    """Names of nodes that stay in float, besides normalisation and head: whole segments, layer and what follows it."""
     corrected: bool = True
     """Whether weights are rounded for the layer's output, and its mean output moved back to FP32's."""
 
@@ -79,6 +80,7 @@ class Quantizer:
         self._rounded: Path | None = None
         self.layers = tuple(node.name for node in model.graph.node if node.op_type in LAYERS)
         self.always_float = always_float(model)
+        self.segments = segments(model, self.always_float)
 
     def write(self, path: Path, settings: Int8Settings) -> None:
         """Quantize into `path`."""
@@ -89,9 +91,10 @@ class Quantizer:
         if self._rounded is None:
             self._rounded = self._folder / "rounded.onnx"
             round_weights(self.prepared, self._rounded, set(self.layers) - set(self.always_float), images)
-        self._quantize(self._rounded, path, settings)
-        corrected = self._folder / "corrected.onnx"
-        correct_biases(self.prepared, path, corrected, images, weights_of=self._rounded)
+        base, corrected = self._folder / "base.onnx", self._folder / "corrected.onnx"
+        _take_weights(self._rounded, self.prepared, base, set(settings.float_nodes))
+        self._quantize(base, path, settings)
+        correct_biases(self.prepared, path, corrected, images, weights_of=base)
         self._quantize(corrected, path, settings)
 
     def _quantize(self, graph: Path, path: Path, settings: Int8Settings) -> None:
@@ -153,6 +156,32 @@ def always_float(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in nodes if node.name not in kept)
 
 
+def segments(model: onnx.ModelProto, always_float: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Split what may be quantized, in graph order: a layer and the operators between it and the next one.
+
+    A layer stays in float only with them: their outputs would be rounded to eight bits for its neighbours otherwise.
+    """
+    found: list[list[str]] = []
+    for node in model.graph.node:
+        if node.name in always_float or node.op_type not in QUANTIZED_OPS:
+            continue
+        if node.op_type in LAYERS or not found:
+            found.append([])
+        found[-1].append(node.name)
+    return tuple(tuple(names) for names in found)
+
+
+def _take_weights(graph: Path, of: Path, path: Path, nodes: set[str]) -> None:
+    """Write to `path` the graph with the weights of `nodes` as they are in the graph `of`."""
+    model = onnx.load(graph)
+    original = {each.name: each for each in onnx.load(of).graph.initializer}
+    wanted = {name for node in model.graph.node if node.name in nodes for name in node.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in wanted:
+            tensor.CopyFrom(original[tensor.name])
+    onnx.save(model, path)
+
+
 def activation_bytes(path: Path) -> int:
     """Bytes of all float activations for one image, from the shapes in the graph (a symbolic dimension counts as 1)."""
     model = onnx.load(path, load_external_data=False)
@@ -163,10 +192,11 @@ def activation_bytes(path: Path) -> int:
     return max(total, 1)
 
 
-def blocks(layers: Sequence[str], num: int) -> list[tuple[str, ...]]:
-    """Split the layers, in graph order, into at most `num` runs of about equal length."""
-    parts = np.array_split(np.array(layers, dtype=object), min(num, len(layers)))
-    return [tuple(str(name) for name in part) for part in parts if len(part)]
+def blocks(parts: Sequence[Sequence[str]], num: int) -> list[tuple[str, ...]]:
+    """Join segments, in graph order, into at most `num` runs of about equal length; node names."""
+    edges = np.linspace(0, len(parts), min(num, len(parts)) + 1).round().astype(int)
+    runs = [parts[start:stop] for start, stop in itertools.pairwise(edges)]
+    return [tuple(name for part in run for name in part) for run in runs]
 
 
 @contextlib.contextmanager

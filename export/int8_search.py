@@ -1,8 +1,8 @@
 """Chooses the INT8 settings: the fastest ones first, more layers in float until decisions agree on the selection images.
 
 1. Calibration methods in turn with every layer quantized, until one agrees well enough; else the best of them stays.
-2. Where even that is below the gate, the layers are split into blocks in graph order, each block's harm is measured by quantizing it
-   alone, and blocks go back to float, most harmful first, until the target is met or the budget of blocks is spent.
+2. Where even that is below the gate, the layers, each with what follows it, are split into blocks in graph order, each block's harm is
+   measured by quantizing it alone, and blocks go back to float, most harmful first, until the target is met or the budget is spent.
 The test split is not looked at here.
 """
 
@@ -61,12 +61,14 @@ class Found:
     chosen: Trial
     trials: tuple[Trial, ...]
     num_layers: int
+    float_layers: tuple[str, ...]
+    """Layers the search put back to float."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the report."""
         return {
             "method": self.chosen.settings.method,
-            "float_layers": list(self.chosen.settings.float_nodes),
+            "float_layers": list(self.float_layers),
             "num_layers": self.num_layers,
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
         }
@@ -95,7 +97,7 @@ class _Bench:
 
     def harm(self, method: Method, block: tuple[str, ...], views: int) -> float:
         """Mean squared score shift when this block alone is quantized, on the first `views` views."""
-        others = tuple(name for name in self._quantizer.layers if name not in block)
+        others = tuple(name for part in self._quantizer.segments for name in part if name not in block)
         self._quantizer.write(self._file, Int8Settings(method=method, float_nodes=others, corrected=False))
         opened = session.open_session(self._file)
         scores = session.run(opened, self._split.pixels[:views], batch=self._batch_size)
@@ -115,7 +117,10 @@ def search_int8(source: Source, fp32: Path, path: Path, limits: Limits, config: 
                 (best, _with_float_blocks(bench, quantizer, best, config, target)), key=lambda t: t.rank
             )
         quantizer.write(path, best.settings)
-        return Found(chosen=best, trials=tuple(bench.trials), num_layers=len(quantizer.layers))
+        floats = tuple(name for name in quantizer.layers if name in best.settings.float_nodes)
+        return Found(
+            chosen=best, trials=tuple(bench.trials), num_layers=len(quantizer.layers), float_layers=floats
+        )
 
 
 def _best_method(bench: _Bench, config: SearchConfig, target: float) -> Trial:
@@ -129,9 +134,7 @@ def _with_float_blocks(
     bench: _Bench, quantizer: Quantizer, start: Trial, config: SearchConfig, target: float
 ) -> Trial:
     method = start.settings.method
-    parts = blocks(
-        [name for name in quantizer.layers if name not in quantizer.always_float], config.num_blocks
-    )
+    parts = blocks(quantizer.segments, config.num_blocks)
     order = sorted(parts, key=lambda block: -bench.harm(method, block, views=96))
     floats: tuple[str, ...] = ()
     best = start

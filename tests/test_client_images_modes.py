@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,46 @@ def test_deep_grey_that_is_almost_black_is_also_shown_stretched() -> None:
         assert dark.pixels[0].max() <= 1
         assert difference(decode(grey, SPEC).pixels, dark.pixels[1:]) <= 1
     assert decode(np.zeros((9, 9), np.uint16), SPEC).pixels.shape[0] == 1
+
+
+@pytest.mark.parametrize("far", [65535.0, 1e6, -1e6, 1e30])
+@pytest.mark.parametrize("scale", [1 / 255, 1.0, 4.0])
+def test_a_few_far_numbers_do_not_hide_the_picture(far: float, scale: float) -> None:
+    """One pixel in a thousand far away turns all others into one shade where the range is scaled: the rest is shown as well."""
+    grey = scene()[:, :, 0].astype(np.float32)
+    expected = decode(scene()[:, :, 0], SPEC).pixels[0].astype(float).ravel()
+    numbers = grey * np.float32(scale)
+    numbers[::30, ::40] = far
+    views = decode(Image.fromarray(numbers), SPEC).pixels
+    likeness = [
+        float(np.corrcoef(view.astype(float).ravel(), expected)[0, 1]) for view in views if view.std() > 10
+    ]
+    assert max(likeness) > 0.9
+
+
+@pytest.mark.parametrize("source", ["array", "png", "tiff"])
+def test_bright_parts_do_not_hide_what_clipping_shows(source: str) -> None:
+    """A bright frame around 16-bit numbers up to 255: black by the rules, a picture to a program that clips."""
+    grey = scene()[:, :, 0]
+    deep = grey.astype(np.uint16)
+    deep[:30] = deep[-30:] = 65535
+    shown: dict[str, Any] = {
+        "array": deep,
+        "png": encoded(Image.fromarray(deep)),
+        "tiff": encoded(Image.fromarray(deep), "TIFF"),
+    }
+    views = decode(shown[source], SPEC).pixels.astype(float)
+    clipped = decode(np.minimum(deep, 255).astype(np.uint8), SPEC).pixels.astype(float)
+    assert min(np.abs(view - clipped[0]).max() for view in views) <= 1
+
+
+def test_ordinary_deep_pictures_are_one_view() -> None:
+    """Pictures that use their range cost nothing more, nor do those of one shade."""
+    grey = scene()[:, :, 0]
+    for array in (grey.astype(np.uint16) * 257, np.full((9, 9), 300, np.uint16), np.zeros((9, 9), np.uint16)):
+        assert len(decode(array, SPEC).pixels) == 1
+    for float_grey in (grey / np.float32(255), grey.astype(np.float32), np.full((9, 9), 7.5, np.float32)):
+        assert len(decode(Image.fromarray(float_grey), SPEC).pixels) == 1
 
 
 def test_cmyk_jpeg_and_palette_files() -> None:

@@ -53,11 +53,36 @@ def test_every_calibration_method_gives_a_graph_close_to_fp32(
     assert np.abs(ours - theirs).max() < 0.15
 
 
-def test_layers_named_float_are_not_quantized(quantizer: Quantizer, tmp_path: Path) -> None:
-    """Sensitive layers can stay as they are."""
-    layers = [name for name in quantizer.layers if name not in quantizer.always_float]
-    quantizer.write(tmp_path / "int8.onnx", Int8Settings(float_nodes=(layers[0],)))
-    assert set(rounded_layers(onnx.load(tmp_path / "int8.onnx"))) == {layers[1]}
+def test_segments_in_float_are_neither_quantized_nor_rounded(quantizer: Quantizer, tmp_path: Path) -> None:
+    """A sensitive layer stays as it is: its weights, and what follows it up to the next layer."""
+    first, second = quantizer.segments
+    assert first[0] in quantizer.layers, "a segment begins with its layer"
+    quantizer.write(tmp_path / "int8.onnx", Int8Settings(float_nodes=first))
+    model = onnx.load(tmp_path / "int8.onnx")
+    assert set(rounded_layers(model)) == {second[0]}
+    rounded_outputs = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    inside = {name for node in model.graph.node if node.name in first[:-1] for name in node.output}
+    assert not rounded_outputs & inside
+    weights, original = (
+        next(
+            onnx.numpy_helper.to_array(values[node.input[1]])
+            for node in each.graph.node
+            if node.name == first[0]
+        )
+        for each in (model, onnx.load(quantizer.prepared))
+        for values in [{tensor.name: tensor for tensor in each.graph.initializer}]
+    )
+    np.testing.assert_array_equal(weights, original)
+
+
+def test_everything_in_float_is_fp32(quantizer: Quantizer, tmp_path: Path) -> None:
+    """The more segments stay in float the closer the scores: with all of them nothing is left of the error."""
+    every = tuple(name for part in quantizer.segments for name in part)
+    images = pictures(16, seed=7)
+    reference = session.run(session.open_session(quantizer.prepared), images, batch=16)
+    quantizer.write(tmp_path / "int8.onnx", Int8Settings(float_nodes=every))
+    scores = session.run(session.open_session(tmp_path / "int8.onnx"), images, batch=16)
+    np.testing.assert_allclose(scores, reference, atol=1e-5)
 
 
 def test_bias_correction_removes_the_mean_shift(quantizer: Quantizer, tmp_path: Path) -> None:
@@ -108,5 +133,5 @@ def test_search_puts_layers_back_to_float_until_decisions_agree(tmp_path: Path) 
     assert len(found.trials) >= 2
     assert (tmp_path / "int8.onnx").is_file()
     assert found.chosen.rank == max(trial.rank for trial in found.trials)
-    assert blocks(["a", "b", "c"], 2) == [("a", "b"), ("c",)]
+    assert blocks([("a", "a2"), ("b",), ("c",)], 2) == [("a", "a2", "b"), ("c",)]
     assert found.to_dict()["trials"][0]["settings"]["method"] == "minmax"

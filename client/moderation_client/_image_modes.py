@@ -7,6 +7,7 @@ past moderation in several packages.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from moderation_client._errors import BadArrayError, CorruptImageError
 
 Array = np.ndarray[Any, Any]
 ARRAY_EXPECTED = "expected HxW, HxWx1, HxWx3 or HxWx4 of uint8, uint16 or float 0..1"
-DARK = 4096
-"""16-bit grey below this is looked at stretched as well."""
+NARROW = 1 / 16
+"""Deep grey of which nearly everything lies in a smaller part of the range than this is looked at stretched as well."""
+BINS = 256
+FLOAT32_BYTES = 32
+"""Byte by byte, this many steps lead from float32's largest number to its smallest."""
 UNSEEN = 64
 """Alpha below which a pixel can hardly be seen ..."""
 HIDDEN_LEVELS = 32
@@ -33,9 +37,9 @@ FLOAT32_SPAN = 1e30
 def to_8bit(image: Image.Image, name: str) -> tuple[Image.Image, ...]:
     """Give the picture as L, RGB or RGBA; RGBA only when some pixel is not opaque. The image itself is not changed.
 
-    A second picture is added where the same numbers show something else to another program: what is painted under
-    invisible pixels, to one that drops alpha, and deep grey that only uses the lowest sixteenth of its range, to one
-    that clips instead of scaling.
+    Another picture is added where the same numbers show something else to another program: what is painted under
+    invisible pixels, to one that drops alpha; and deep grey that keeps nearly everything in a small part of its range, to
+    one that stretches or clips instead of scaling.
     """
     mode = image.mode
     if mode.startswith("I") or mode == "F":
@@ -96,16 +100,71 @@ def premultiplied(image: Image.Image, factor: int) -> Image.Image:
 
 def _from_deep(array: Array, transparent: object) -> tuple[Image.Image, ...]:
     """Bring 16-bit, 32-bit and float grey to 8 bits, with the one transparent value that 16-bit grey may have."""
-    low, high = _range(array)
-    pictures = [_scale_rows(array, *_depth(array, low, high))]
-    if _depth(array, low, high)[1] == 65535 and 0 <= low < high < DARK:
-        pictures.append(_scale_rows(array, 0.0, max(high, 255.0)))
+    pictures = [_scale_rows(array, *edges) for edges in _ways(array)]
     if not isinstance(transparent, int):
         return tuple(pictures)
     alpha = Image.fromarray(np.where(array == transparent, np.uint8(0), np.uint8(255)))
     return tuple(
         way for grey in pictures for way in _from_alpha(Image.merge("LA", (grey, alpha)).convert("RGBA"))
     )
+
+
+def _ways(array: Array) -> list[tuple[float, float]]:
+    """Find the ranges to show: what the numbers speak of, the one nearly all of them lie in, and what is left by clipping.
+
+    A few pixels of a far number must not turn all others into one shade.
+    """
+    low, high = _depth(array, *_range(array))
+    ways = [(low, high)]
+    bulk = _bulk(array, low, high)
+    if bulk and bulk[1] - bulk[0] < NARROW * (high - low):
+        start = 0.0 if low == 0.0 and bulk[1] <= NARROW * high else bulk[0]
+        ways.append((start, bulk[1] if array.dtype.kind == "f" else max(bulk[1], start + 255)))
+    shown = any(start == 0.0 and 128 <= stop < 512 for start, stop in ways)
+    if not shown and _shows_when_clipped(array):
+        ways.append((0.0, 255.0))
+    return ways
+
+
+def _bulk(array: Array, low: float, high: float) -> tuple[float, float] | None:
+    """Find the range of all pixels but a hundredth at either end, to a sixteenth of it; None where they have one shade."""
+    spare = [HIDDEN_AREA * array.size] * 2
+    for _ in range(FLOAT32_BYTES):
+        counts = np.zeros(BINS, np.int64)
+        for part in _parts(array):
+            inside = part[(part >= low) & (part <= high)]
+            bins = ((inside - low) * (BINS / (high - low))).astype(np.int64)
+            counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
+        first = int(np.searchsorted(np.cumsum(counts), spare[0], "right"))
+        last = BINS - 1 - int(np.searchsorted(np.cumsum(counts[::-1]), spare[1], "right"))
+        if last < first:  # too few numbers to leave any out
+            return low, high
+        spare[0] -= float(counts[:first].sum())
+        spare[1] -= float(counts[last + 1 :].sum())
+        width = (high - low) / BINS
+        low, high = low + first * width, low + (last + 1) * width
+        if last - first >= BINS * NARROW:
+            return low, high
+        if not low < low + width / BINS < high:
+            return None
+    return None
+
+
+def _shows_when_clipped(array: Array) -> bool:
+    """Whether a program that cuts numbers off at 0 and 255 shows more than one shade."""
+    counts = np.zeros(256, np.int64)
+    for part in _parts(array):
+        counts += np.bincount(np.clip(np.nan_to_num(part), 0, 255).astype(np.uint8).ravel(), minlength=256)
+    usual = int(counts.argmax())
+    alike = counts[max(0, usual - HIDDEN_LEVELS) : usual + HIDDEN_LEVELS + 1]
+    return int(counts.sum() - alike.sum()) > HIDDEN_AREA * array.size
+
+
+def _parts(array: Array) -> Iterator[Array]:
+    """Give some rows at a time, in double precision: unsigned differences would wrap."""
+    rows = max(1, CHUNK // max(1, array[0].size))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows].astype(np.float64)
 
 
 def _range(array: Array) -> tuple[float, float]:
