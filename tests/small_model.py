@@ -116,7 +116,7 @@ def encoded_config(*, num_instances: int = 1, max_queue_size: int = 256) -> Any:
     """Triton configuration of `moderation_encoded`, as the export writes it."""
     config = pb.ModelConfig(name=ENCODED_MODEL_NAME, backend="moderation_encoded", max_batch_size=8)
     config.input.add(name=ENCODED_INPUT, data_type=pb.TYPE_STRING, dims=[1])
-    config.output.add(name=SCORES_OUTPUT, data_type=pb.TYPE_FP32, dims=[len(LABELS)])
+    config.output.add(name=SCORES_OUTPUT, data_type=pb.TYPE_FP32, dims=[-1])
     config.output.add(name=VERDICT_OUTPUT, data_type=pb.TYPE_STRING, dims=[1])
     config.instance_group.add(count=num_instances, kind=pb.ModelInstanceGroup.KIND_CPU)
     queue = config.dynamic_batching.default_queue_policy
