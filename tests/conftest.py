@@ -47,7 +47,6 @@ TOGETHER = (
     "test_deploy_docs",
     "test_deploy_kubernetes",
     "test_deploy_served",
-    "test_deploy_tracing",
     "test_export_beside",
     "test_export_encoded",
     "test_export_foreign",

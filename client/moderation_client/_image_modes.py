@@ -121,7 +121,7 @@ def _ways(array: Array) -> list[tuple[float, float]]:
         start = 0.0 if low == 0.0 and bulk[1] <= NARROW * high else bulk[0]
         ways.append((start, bulk[1] if array.dtype.kind == "f" else max(bulk[1], start + 255)))
     shown = any(start == 0.0 and 128 <= stop < 512 for start, stop in ways)
-    if not shown and _shows_when_clipped(array):
+    if not shown and _shows_when_clipped(array, max(255.0, NARROW * high)):
         ways.append((0.0, 255.0))
     return ways
 
@@ -150,11 +150,11 @@ def _bulk(array: Array, low: float, high: float) -> tuple[float, float] | None:
     return None
 
 
-def _shows_when_clipped(array: Array) -> bool:
-    """Whether a program that cuts numbers off at 0 and 255 shows more than one shade."""
+def _shows_when_clipped(array: Array, dark: float) -> bool:
+    """Whether numbers up to `dark`, which scaling shows black, have more than one shade to a program that cuts off at 0 and 255."""
     counts = np.zeros(256, np.int64)
     for part in _parts(array):
-        counts += np.bincount(np.clip(np.nan_to_num(part), 0, 255).astype(np.uint8).ravel(), minlength=256)
+        counts += np.bincount(np.clip(part[part <= dark], 0, 255).astype(np.uint8), minlength=256)
     usual = int(counts.argmax())
     alike = counts[max(0, usual - HIDDEN_LEVELS) : usual + HIDDEN_LEVELS + 1]
     return int(counts.sum() - alike.sum()) > HIDDEN_AREA * array.size
