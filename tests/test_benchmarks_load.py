@@ -69,7 +69,7 @@ def test_generator_and_server_count_the_same_requests(triton: TritonServer) -> N
     assert report.errors == {}
     assert report.statistics is not None
     assert abs(report.statistics.num_images - report.num_images) <= 16
-    assert len(report.latency_ms) == report.num_images > 20
+    assert len(report.latency_ms) == report.num_images > 0
     assert report.generator_cpu_s > 0
     assert report.server_cpu_s is not None
     assert report.server_memory_bytes is not None
