@@ -13,6 +13,7 @@ from PIL import Image
 
 from moderation_client import (
     ImageSpec,
+    _image_modes,
 )
 from moderation_client.images import decode
 from tests.pictures import Pixels, difference, encoded, scene
@@ -153,6 +154,25 @@ def test_ordinary_deep_pictures_are_one_view() -> None:
         assert len(decode(array, SPEC).pixels) == 1
     for float_grey in (grey / np.float32(255), grey.astype(np.float32), np.full((9, 9), 7.5, np.float32)):
         assert len(decode(Image.fromarray(float_grey), SPEC).pixels) == 1
+
+
+@pytest.mark.parametrize("far", [[], [1e30], [1e35, 1e28, 1e21, 1e14, 1e7]])
+def test_one_shade_and_far_numbers_are_gone_through_a_few_times(
+    far: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that compresses to nothing must not cost dozens of looks at its pixels."""
+    shades = np.full((40, 40), 7, np.float32)
+    shades[0, : len(far)] = far
+    looks: list[int] = []
+    parts = _image_modes._parts
+
+    def counted(array: Any) -> Any:
+        looks.append(1)
+        return parts(array)
+
+    monkeypatch.setattr(_image_modes, "_parts", counted)
+    decode(Image.fromarray(shades), SPEC)
+    assert 1 <= len(looks) <= _image_modes.MAX_LOOKS + 1
 
 
 def test_cmyk_jpeg_and_palette_files() -> None:

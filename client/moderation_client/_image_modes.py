@@ -20,8 +20,8 @@ ARRAY_EXPECTED = "expected HxW, HxWx1, HxWx3 or HxWx4 of uint8, uint16 or float 
 NARROW = 1 / 16
 """Deep grey of which nearly everything lies in a smaller part of the range than this is looked at stretched as well."""
 BINS = 256
-FLOAT32_BYTES = 32
-"""Byte by byte, this many steps lead from float32's largest number to its smallest."""
+MAX_LOOKS = 8
+"""How often the numbers are gone through for that: one look finds most ranges, each far number costs two, and no file may ask for more."""
 UNSEEN = 64
 """Alpha below which a pixel can hardly be seen ..."""
 HIDDEN_LEVELS = 32
@@ -129,25 +129,29 @@ def _ways(array: Array) -> list[tuple[float, float]]:
 def _bulk(array: Array, low: float, high: float) -> tuple[float, float] | None:
     """Find the range of all pixels but a hundredth at either end, to a sixteenth of it; None where they have one shade."""
     spare = [HIDDEN_AREA * array.size] * 2
-    for _ in range(FLOAT32_BYTES):
-        counts = np.zeros(BINS, np.int64)
+    for _ in range(MAX_LOOKS):
+        counts, lowest, highest = np.zeros(BINS, np.int64), math.inf, -math.inf
         for part in _parts(array):
             inside = part[(part >= low) & (part <= high)]
+            if inside.size:
+                lowest, highest = min(lowest, float(inside.min())), max(highest, float(inside.max()))
             bins = ((inside - low) * (BINS / (high - low))).astype(np.int64)
             counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
+        if lowest >= highest:
+            return None
         first = int(np.searchsorted(np.cumsum(counts), spare[0], "right"))
         last = BINS - 1 - int(np.searchsorted(np.cumsum(counts[::-1]), spare[1], "right"))
         if last < first:  # too few numbers to leave any out
-            return low, high
+            break
         spare[0] -= float(counts[:first].sum())
         spare[1] -= float(counts[last + 1 :].sum())
         width = (high - low) / BINS
-        low, high = low + first * width, low + (last + 1) * width
-        if last - first >= BINS * NARROW:
-            return low, high
-        if not low < low + width / BINS < high:
+        low, high = max(low + first * width, lowest), min(low + (last + 1) * width, highest)
+        if not low < low + (high - low) / BINS < high:  # no finer steps in double precision
             return None
-    return None
+        if last - first >= BINS * NARROW:
+            break
+    return low, high
 
 
 def _shows_when_clipped(array: Array, dark: float) -> bool:
