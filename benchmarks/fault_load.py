@@ -152,14 +152,9 @@ def throughput(calls: Sequence[Call], from_s: float, to_s: float) -> float:
 
 
 def recovery_s(calls: Sequence[Call], fault_s: float, wanted_per_s: float, end_s: float) -> float:
-    """Seconds from a fault to the first second before `end_s` that gives `wanted_per_s` and from which on the mean does, too.
-
-    A good second before more bad ones is no recovery; one that is slow because the machine did something else undoes none.
-    """
+    """Seconds from a fault to the end of the last full second before `end_s` with less than `wanted_per_s`; 0 without one."""
     done = np.sort([call.done_s for call in calls if call.outcome == OK])
     starts_s = np.arange(fault_s, end_s - 1.0 + 1e-9, 0.05)
-    before = np.searchsorted(done, starts_s)
-    counts = np.searchsorted(done, starts_s + 1.0) - before
-    means = (np.searchsorted(done, end_s) - before) / (end_s - starts_s)
-    good = starts_s[(counts >= wanted_per_s) & (means >= wanted_per_s)]
-    return float(good[0] - fault_s) if len(good) else end_s - fault_s
+    counts = np.searchsorted(done, starts_s + 1.0) - np.searchsorted(done, starts_s)
+    bad = starts_s[counts < wanted_per_s]
+    return float(bad[-1] + 1.0 - fault_s) if len(bad) else 0.0

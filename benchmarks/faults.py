@@ -5,7 +5,7 @@
 
 Callers ask about one image after the other as fast as they are answered, and every answer is held against the known scores and
 decision. What the surviving replicas can do is measured right before each fault, with the others idle; a fault counts as survived
-from the first second that gives 0.8 of it and from which on the mean does. All replicas and the callers share this machine.
+at the end of the last second with less than 0.8 of it. All replicas and the callers share this machine.
 """
 
 from __future__ import annotations

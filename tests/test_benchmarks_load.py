@@ -65,11 +65,14 @@ def test_worker_runs_elsewhere_and_reports_failures() -> None:
 def test_generator_and_server_count_the_same_requests(triton: TritonServer) -> None:
     """What the generator says it was answered is what the server says it executed, within what was in flight."""
     with Worker() as worker:
-        report = worker.call(run_closed, _job(triton))
+        # Windows of a second: Triton 2.51 was seen to let a batch wait for half of one.
+        report = worker.call(
+            run_closed, _job(triton, schedule=Schedule(warmup_s=0.2, window_s=1.0, max_windows=4))
+        )
     assert report.errors == {}
     assert report.statistics is not None
     assert abs(report.statistics.num_images - report.num_images) <= 16
-    assert len(report.latency_ms) == report.num_images > 0
+    assert len(report.latency_ms) == report.num_images > 20
     assert report.generator_cpu_s > 0
     assert report.server_cpu_s is not None
     assert report.server_memory_bytes is not None

@@ -125,7 +125,7 @@ def test_server_spans_are_children_of_the_clients(
     uploads: list[str] = []
 
     def joined() -> list[Span]:
-        """Ask once more, since Triton may lose the first spans; server spans of any upload's trace."""
+        """Ask once more; in two whole runs the span of a single request never arrived. Server spans of any upload's trace."""
         with trace.get_tracer("upload").start_as_current_span("upload") as upload:
             (verdict,) = client.moderate([coloured((255, 0, 0))[0]])
         assert verdict.error is None
@@ -136,11 +136,8 @@ def test_server_spans_are_children_of_the_clients(
         ]
 
     with ModerationClient(server.grpc_url, telemetry=True) as client:
-        eventually(joined, what="the server's span in the client's trace")
+        server_span = eventually(joined, what="the server's span in the client's trace")[0]
     provider.shutdown()
-    server_span = next(
-        each for each in collector.spans if each["trace"] in uploads and each["name"] == "InferRequest"
-    )
     requests = {
         f"{each.context.trace_id:032x}": each
         for each in spans_of_ours.get_finished_spans()
