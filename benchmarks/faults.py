@@ -32,6 +32,7 @@ from benchmarks.results import Bar, Point, Scalar, file_stem, make_result, write
 from benchmarks.serving import model_file
 from benchmarks.stats import percentile
 from export.session import open_session, run
+from export.version import cpu_accelerator
 from moderation_client import ModelSpec, ModerationClient
 from moderation_client.policy import Policy
 
@@ -78,7 +79,8 @@ def known_images(repository: Path) -> Known:
     shape = (4 * NUM_DISTINCT, spec.image.height, spec.image.width, 3)
     levels = rng.integers(40, 216, (shape[0], 1, 1, 3))
     pixels = (levels + rng.integers(-40, 40, shape)).astype(np.uint8)
-    scores = np.asarray(run(open_session(file, threads=1), pixels, batch=8), dtype=np.float64)
+    opened = open_session(file, threads=1, accelerator=cpu_accelerator(file.parent))
+    scores = np.asarray(run(opened, pixels, batch=8), dtype=np.float64)
     chosen: list[int] = []
     for index in range(len(scores)):
         apart = np.abs(scores[index] - scores[chosen]).max(axis=1) if chosen else np.array([1.0])

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from export import session
+from export.version import cpu_accelerator
 from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT
 
 NUM_IMAGES = 32
@@ -59,12 +60,8 @@ def modes(num_cores: int) -> tuple[Mode, ...]:
 
 @functools.cache
 def open_session(path: Path, threads: int) -> Any:
-    """ONNX Runtime session with so many compute threads, kept for the next call."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    """Session with so many compute threads, with the accelerator that its version is published for; kept for the next call."""
+    return session.open_session(path, threads=threads, accelerator=cpu_accelerator(path.parent))
 
 
 @functools.cache
@@ -79,11 +76,11 @@ def run_mode(
     stop: threading.Event, path: Path, mode: Mode, duration_s: float, warmup_s: float = 0.3
 ) -> Reading:
     """Run one mode for `duration_s`, to be called through a `Worker` so that nothing else shares the interpreter."""
-    session = open_session(path, mode.threads)
+    opened = open_session(path, mode.threads)
     batches = _batches(pixels_like(path), mode.batch_size)
-    _run_workers(stop, session, batches, mode, warmup_s)
+    _run_workers(stop, opened, batches, mode, warmup_s)
     before = sum(os.times()[:2])
-    latencies, calls_per_s = _run_workers(stop, session, batches, mode, duration_s)
+    latencies, calls_per_s = _run_workers(stop, opened, batches, mode, duration_s)
     return Reading(
         mode=mode.name,
         num_images=len(latencies) * mode.batch_size,
@@ -99,7 +96,7 @@ def _batches(pixels: NDArray[np.uint8], size: int) -> list[NDArray[np.uint8]]:
 
 def _run_workers(
     stop: threading.Event,
-    session: Any,
+    opened: Any,
     batches: Sequence[NDArray[np.uint8]],
     mode: Mode,
     duration_s: float,
@@ -114,7 +111,7 @@ def _run_workers(
         turn = index
         while time.perf_counter() < deadline and not stop.is_set():
             started = time.perf_counter()
-            session.run([SCORES_OUTPUT], {IMAGE_INPUT: batches[turn % len(batches)]})
+            opened.run([SCORES_OUTPUT], {IMAGE_INPUT: batches[turn % len(batches)]})
             latencies[index].append((time.perf_counter() - started) * 1000)
             turn += mode.num_workers
         rates[index] = len(latencies[index]) / (time.perf_counter() - began)

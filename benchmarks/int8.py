@@ -1,7 +1,6 @@
 """How much faster INT8 is than FP32, in process, in turns: what `--variant int8` buys on this machine's CPU.
 
-    python benchmarks/int8.py                                  ResNet-50 and EfficientNet-Lite0, batch 1 and 8
-    python benchmarks/int8.py --provider-library libX.so ...   also through a plugin execution provider, if one is given
+    python benchmarks/int8.py      ResNet-50 and EfficientNet-Lite0, batch 1 and 8; on OpenVINO, too, where it is installed
 
 Weights are random, batch-norm statistics come from photographs: speed does not depend on what the weights know. Both files are
 made by the product's own export. The two take turns within seconds of each other, so that a busy machine slows both; the ratio
@@ -10,6 +9,7 @@ of neighbouring turns is the claim, its median over all turns what is compared w
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import sys
 import time
@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from benchmarks.networks import NetworkConfig, ensure_network
 from benchmarks.results import Bar, Point, make_result, write_result
+from export.session import open_session
 from moderation_client.contract import IMAGE_INPUT
 
 FILES = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
+RUNNERS = {"int8": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +47,14 @@ class Int8Config:
     """Folder for the JSON."""
     networks: Path = Path("runs/benchmarks/networks")
     """Where exported networks are kept."""
-    provider_library: Path | None = None
-    """Shared library of a plugin execution provider that INT8 is run through as well."""
-    provider_name: str = "OpenVINOExecutionProvider"
-    """Name it registers."""
 
 
-def open_session(path: Path, config: Int8Config, *, plugin: bool = False) -> onnxruntime.InferenceSession:
-    """Load a file for one thread count, on the CPU provider or through the plugin."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = config.threads
-    options.inter_op_num_threads = 1
-    if not plugin:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    devices = [
-        device
-        for device in onnxruntime.get_ep_devices()
-        if device.ep_name == config.provider_name and device.device.type.name == "CPU"
-    ]
-    options.add_provider_for_devices(devices, {"num_of_threads": str(config.threads)})
-    return onnxruntime.InferenceSession(str(path), options)
+def open_sessions(version: Path, threads: int) -> dict[str, onnxruntime.InferenceSession]:
+    """FP32 and INT8 on ONNX Runtime's own CPU code, and INT8 on OpenVINO behind it where its plugin is installed."""
+    sessions = {name: open_session(version / file, threads=threads) for name, file in FILES.items()}
+    if importlib.util.find_spec("onnxruntime_ep_openvino") is not None:
+        sessions["openvino"] = open_session(version / FILES["int8"], threads=threads, accelerator="openvino")
+    return sessions
 
 
 def images_per_s(session: onnxruntime.InferenceSession, pixels: NDArray[np.uint8], turn_s: float) -> float:
@@ -80,9 +70,7 @@ def measure(backbone: str, batch_size: int, config: Int8Config) -> Point:
     """Take turns; images a second of each variant and the ratio of neighbours."""
     repository = ensure_network(NetworkConfig(backbone=backbone, out=config.networks))
     version = repository / "moderation" / "1"
-    sessions = {name: open_session(version / file, config) for name, file in FILES.items()}
-    if config.provider_library is not None:
-        sessions["int8_plugin"] = open_session(version / FILES["int8"], config, plugin=True)
+    sessions = open_sessions(version, config.threads)
     golden = np.load(version / "golden.npy")
     pixels = np.ascontiguousarray(np.resize(golden, (batch_size, *golden.shape[1:])))
     for session in sessions.values():
@@ -102,40 +90,45 @@ def bars(points: list[Point]) -> list[Bar]:
     """ResNet-50's ratio at its better batch size against the bar and the goal; the others are goals without a promise."""
     found = []
     for backbone in dict.fromkeys(str(point.settings["backbone"]) for point in points):
-        ratios = [point.samples["int8_ratio"] for point in points if point.settings["backbone"] == backbone]
-        best = max(ratios, key=statistics.median)
-        low, high = np.quantile(best, [0.1, 0.9])
         limits = [(3.3, False), (4.0, True)] if backbone == "resnet50" else [(1.5, True)]
-        for limit, goal in limits:
-            found.append(
-                Bar(
-                    name=f"INT8 / FP32 images per second, {backbone}",
-                    measured=statistics.median(best),
-                    limit=limit,
-                    sense="at_least",
-                    low=float(low),
-                    high=float(high),
-                    goal=goal,
+        for key, runner in RUNNERS.items():
+            ours = [point for point in points if point.settings["backbone"] == backbone]
+            ratios = [point.samples[f"{key}_ratio"] for point in ours if f"{key}_ratio" in point.samples]
+            if not ratios:
+                continue
+            best = max(ratios, key=statistics.median)
+            low, high = np.quantile(best, [0.1, 0.9])
+            name = f"INT8 by {runner} / FP32 images per second, {backbone}"
+            for limit, goal in limits:
+                found.append(
+                    Bar(
+                        name=name,
+                        measured=statistics.median(best),
+                        limit=limit,
+                        sense="at_least",
+                        low=float(low),
+                        high=float(high),
+                        goal=goal,
+                    )
                 )
-            )
     return found
 
 
 def table(points: list[Point]) -> str:
     """Lines for a terminal."""
-    lines = [f"{'network':22} {'batch':>5} {'FP32/s':>8} {'INT8/s':>8} {'ratio':>6}"]
+    lines = [
+        f"{'network':22} {'batch':>5} {'FP32/s':>8} {'INT8/s':>8} {'ratio':>6} {'OpenVINO/s':>11} {'ratio':>6}"
+    ]
     for point in points:
-        fp32, int8, ratio = (
-            statistics.median(point.samples[name])
-            for name in ("fp32_images_per_s", "int8_images_per_s", "int8_ratio")
-        )
         settings = point.settings
-        line = (
-            f"{settings['backbone']!s:22} {settings['batch_size']!s:>5} {fp32:8.1f} {int8:8.1f} {ratio:6.2f}"
-        )
-        if "int8_plugin_ratio" in point.samples:
-            plugin = statistics.median(point.samples["int8_plugin_images_per_s"])
-            line += f"   plugin provider {plugin:.1f}/s, {statistics.median(point.samples['int8_plugin_ratio']):.2f}"
+        line = f"{settings['backbone']!s:22} {settings['batch_size']!s:>5} "
+        line += f"{statistics.median(point.samples['fp32_images_per_s']):8.1f}"
+        for key, width in (("int8", 8), ("openvino", 11)):
+            if f"{key}_ratio" in point.samples:
+                rate, ratio = (
+                    statistics.median(point.samples[f"{key}_{name}"]) for name in ("images_per_s", "ratio")
+                )
+                line += f" {rate:{width}.1f} {ratio:6.2f}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -143,8 +136,6 @@ def table(points: list[Point]) -> str:
 def main() -> int:
     """Run the benchmark; exit status 1 when a bar is missed."""
     config = tyro.cli(Int8Config, description=__doc__)
-    if config.provider_library is not None:
-        onnxruntime.register_execution_provider_library(config.provider_name, str(config.provider_library))
     points = [measure(backbone, size, config) for backbone in config.backbones for size in config.batch_sizes]
     result = make_result("int8", config, points, bars=bars(points))
     print(table(points), *result.bars, sep="\n")

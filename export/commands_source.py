@@ -17,6 +17,7 @@ from export.probe import Probe
 from export.publish import Golden, PublishConfig
 from export.releases import DEFAULT_TARGET
 from export.serving import Serving
+from export.session import CpuAccelerator
 
 FLAT = tyro.conf.arg(name="")
 JPEG_LIMITS = Limits(max_score_shift=0.02, min_agreement=0.95, max_ap_drop=0.01)
@@ -33,6 +34,8 @@ class Target:
     """Oldest Triton release (YY.MM) that must load it."""
     variant: tuple[Variant, ...] = ("fp32", "int8")
     """Variants to make; FP32 always is. FP16 is for GPUs."""
+    cpu_accelerator: CpuAccelerator = "none"
+    """What runs the model on CPUs: ONNX Runtime's own code, or Intel's `openvino` behind it (package onnxruntime-ep-openvino, Linux x86-64)."""
     serving: Annotated[Serving, FLAT] = field(default_factory=Serving)
     gates: Gates = field(default_factory=Gates)
     carry_policy: bool = True
@@ -62,7 +65,10 @@ class Target:
             "live",
         )
         variants = VariantConfig(
-            variants=self.variant, gates=self.gates, max_batch_size=self.serving.max_batch_size
+            variants=self.variant,
+            gates=self.gates,
+            max_batch_size=self.serving.max_batch_size,
+            cpu_accelerator=self.cpu_accelerator,
         )
         settings = {name: getattr(self, name) for name in names}
         return PublishConfig(**settings, variants=variants, report=self.report or default_report)

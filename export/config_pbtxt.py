@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from export.errors import RepositoryError, TargetError
 from export.releases import fields_unknown_to
 from export.serving import Serving
+from export.session import CpuAccelerator
 from moderation_client import ModelSpec, Policy
 from moderation_client.contract import (
     ENCODED_INPUT,
@@ -46,6 +47,7 @@ def model_config(
     parameters: Mapping[str, str],
     warmup_file: str,
     target: str,
+    cpu_accelerator: CpuAccelerator = "none",
 ) -> pb.ModelConfig:
     """Build the configuration of the model that takes pixels, for the version in `spec`. `serving` must be resolved."""
     size = [spec.image.height, spec.image.width, 3]
@@ -59,6 +61,8 @@ def model_config(
     if accelerator == "cpu":
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=serving.instances)
         runtime["intra_op_thread_count"] = str(serving.threads)
+        if cpu_accelerator != "none":
+            config.optimization.execution_accelerators.cpu_execution_accelerator.add(name=cpu_accelerator)
     else:
         runtime |= _gpu(config, spec, serving, file_name)
     set_parameters(config, {**runtime, **parameters})

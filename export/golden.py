@@ -102,6 +102,10 @@ def _plain(config: Any) -> dict[str, Any]:
     found.pop("runtime", None)  # which library or program stands behind `backend` is the server's own affair
     for group in found.get("instance_group", []):
         group.pop("name", None)
-    if not any(found.get("optimization", {}).get(key) for key in ("execution_accelerators", "graph", "cuda")):
-        found.pop("optimization", None)  # Triton adds its defaults for pinned memory
+    optimization = found.pop("optimization", {})  # Triton adds its defaults for pinned memory to it
+    found |= {
+        f"optimization.{key}": optimization[key]
+        for key in ("execution_accelerators", "graph", "cuda")
+        if optimization.get(key)
+    }
     return found

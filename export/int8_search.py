@@ -20,7 +20,7 @@ from export import session
 from export.gates import Limits
 from export.int8 import Int8Settings, Method, Quantizer, blocks
 from export.parity import compare
-from export.source import Scores, Source
+from export.source import Pixels, Scores, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +77,27 @@ class Found:
 class _Bench:
     """Measures settings against the reference scores of the selection images."""
 
-    def __init__(self, source: Source, quantizer: Quantizer, folder: Path, batch_size: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        quantizer: Quantizer,
+        folder: Path,
+        batch_size: int,
+        accelerator: session.CpuAccelerator,
+    ) -> None:
         self._source, self._quantizer, self._batch_size = source, quantizer, batch_size
+        self._accelerator: session.CpuAccelerator = accelerator
         self._split = source.images.selection
         self._reference = self._scores(quantizer.prepared)
         self._file = folder / "trial.onnx"
         self.trials: list[Trial] = []
 
     def _scores(self, path: Path) -> Scores:
-        return session.run(session.open_session(path), self._split.pixels, batch=self._batch_size)
+        return self._run(path, self._split.pixels)
+
+    def _run(self, path: Path, pixels: Pixels) -> Scores:
+        opened = session.open_session(path, accelerator=self._accelerator)
+        return session.run(opened, pixels, batch=self._batch_size)
 
     def try_settings(self, settings: Int8Settings) -> Trial:
         """Quantize, score, compare; remembered in `trials`."""
@@ -99,18 +111,24 @@ class _Bench:
         """Mean squared score shift when this block alone is quantized, on the first `views` views."""
         others = tuple(name for part in self._quantizer.segments for name in part if name not in block)
         self._quantizer.write(self._file, Int8Settings(method=method, float_nodes=others, corrected=False))
-        opened = session.open_session(self._file)
-        scores = session.run(opened, self._split.pixels[:views], batch=self._batch_size)
+        scores = self._run(self._file, self._split.pixels[:views])
         return float(np.square(scores - self._reference[:views]).mean())
 
 
-def search_int8(source: Source, fp32: Path, path: Path, limits: Limits, config: SearchConfig) -> Found:
+def search_int8(
+    source: Source,
+    fp32: Path,
+    path: Path,
+    limits: Limits,
+    config: SearchConfig,
+    accelerator: session.CpuAccelerator = "none",
+) -> Found:
     """Write the best INT8 graph found to `path`; whether it passes its gate is for the test images to say."""
     target = min(1.0, limits.min_agreement + config.safety)
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         folder = Path(temporary)
         quantizer = Quantizer(fp32, source.images.calibration, folder)
-        bench = _Bench(source, quantizer, folder, config.batch_size)
+        bench = _Bench(source, quantizer, folder, config.batch_size, accelerator)
         best = _best_method(bench, config, target)
         if best.agreement < limits.min_agreement:
             best = max(

@@ -7,6 +7,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.findings import Findings
+from export.openvino import NAME as OPENVINO
 
 ORT_PARAMETERS = {
     "intra_op_thread_count",
@@ -224,6 +225,10 @@ def _check_parameters(config: pb.ModelConfig, path: Path, findings: Findings) ->
 
 
 def _check_accelerators(config: pb.ModelConfig, path: Path, findings: Findings) -> None:
+    for each in config.optimization.execution_accelerators.cpu_execution_accelerator:
+        if each.name != OPENVINO:
+            field = f"optimization.execution_accelerators.{each.name}"
+            findings.error(path, field, "the ONNX Runtime backend has no such accelerator", "use openvino")
     accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
     for each in accelerators:
         field = f"optimization.execution_accelerators.{each.name}"

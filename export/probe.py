@@ -16,7 +16,7 @@ from typing import Literal
 from export import session
 from export.errors import ProbeError
 from export.golden import TOLERANCE, check_config, check_golden
-from export.version import Version
+from export.version import Version, accelerator_of
 from moderation_client.contract import ENCODED_MODEL_NAME
 
 Probe = Literal["server", "in_process"]
@@ -49,7 +49,8 @@ def probe(repository: Path, version: Version, kind: Probe) -> float:
 def _in_process(version: Version) -> float:
     largest = 0.0
     for name, expected in version.golden_scores.items():
-        opened = session.open_session(version.path / name, threads=1)
+        accelerator = accelerator_of(name, version.cpu_accelerator)
+        opened = session.open_session(version.path / name, threads=1, accelerator=accelerator)
         found = session.run(opened, version.golden(), batch=1)
         largest = max(largest, float(abs(found - expected).max()))
     if not largest <= TOLERANCE:

@@ -27,7 +27,7 @@ from export.repository import ModelFolder, State
 from export.serving import Serving
 from export.source import Pixels, Scores, Source
 from export.variants import Built, VariantConfig, build_variants, say
-from export.version import RESERVED_NAMES, Version, sha256_of, write_version
+from export.version import RESERVED_NAMES, Version, accelerator_of, sha256_of, write_version
 
 Golden = Literal["real", "synthetic"]
 NUM_GOLDEN = 8
@@ -127,9 +127,10 @@ def _write_version(source: Source, built: Sequence[Built], config: PublishConfig
         spec=dataclasses.replace(source.spec, version=int(folder.name), files=hashes),
         policy=source.policy if config.carry_policy else None,
         cpu_file=_cpu_choice(kept),
+        cpu_accelerator=config.variants.cpu_accelerator,
         gpu_file=next((each.path.name for each in kept if each.variant == "fp16"), kept[0].path.name),
         target=config.target_triton,
-        golden_scores={each.path.name: _score(each.path, golden) for each in kept},
+        golden_scores={each.path.name: _score(each, golden, config.variants) for each in kept},
         record=_record(source, built, config),
     )
     write_version(version, golden)
@@ -142,8 +143,9 @@ def _cpu_choice(kept: Sequence[Built]) -> str:
     return min(on_cpu, key=lambda each: each.time_ms).path.name
 
 
-def _score(path: Path, golden: Pixels) -> Scores:
-    return session.run(session.open_session(path), golden, batch=len(golden))
+def _score(built: Built, golden: Pixels, config: VariantConfig) -> Scores:
+    accelerator = accelerator_of(built.path.name, config.cpu_accelerator)
+    return session.run(session.open_session(built.path, accelerator=accelerator), golden, batch=len(golden))
 
 
 def golden_images(source: Source, kind: Golden) -> Pixels:

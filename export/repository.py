@@ -122,6 +122,7 @@ def configs_of(
             parameters=parameters,
             warmup_file=warmup_name(active),
             target=active.target,
+            cpu_accelerator=active.cpu_accelerator,
         )
         config.version_policy.specific.versions.extend(beside)
         check_target(config, active.target)
@@ -137,10 +138,11 @@ def _beside(active: Version, versions: Mapping[int, Version], serving: Serving) 
     chosen = [versions[each] for each in serving.also_load if each in versions and each < active.number]
     for each in chosen:
         same = each.spec.image == active.spec.image and len(each.spec.labels) == len(active.spec.labels)
+        same &= each.cpu_accelerator == active.cpu_accelerator
         if not same or not {active.cpu_file, active.gpu_file} <= set(each.spec.files):
             raise RepositoryError(
                 f"version {each.number} cannot stay loaded beside version {active.number}: its image size, number of "
-                "labels or variants are others. Leave it out of --also-load and serve it from a repository of its own"
+                "labels, variants or CPU accelerator are others. Leave it out of --also-load and serve it from a repository of its own"
             )
     return [each.number for each in chosen]
 

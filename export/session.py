@@ -1,4 +1,4 @@
-"""How export runs an ONNX file in process: the CPU provider, few threads, batches of a stated size."""
+"""How export runs an ONNX file in process: on the CPU, few threads, batches of a stated size."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from export.errors import GraphError
+from export.openvino import add_openvino
 from export.source import Pixels, Scores
 from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT
 
 if TYPE_CHECKING:
     import onnxruntime
+
+CpuAccelerator = Literal["none", "openvino"]
+"""What runs a model on the CPU: ONNX Runtime's own code, or Intel's OpenVINO behind it."""
 
 
 def cpu_quota() -> int:
@@ -36,16 +40,22 @@ def _cgroup_quota() -> float | None:
         return None  # no cgroup, or one of a form we do not know: affinity alone counts
 
 
-def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Load an ONNX file on the CPU. Raises GraphError with ONNX Runtime's words."""
+def open_session(
+    path: Path, *, threads: int = 0, accelerator: CpuAccelerator = "none"
+) -> onnxruntime.InferenceSession:
+    """Load an ONNX file on the CPU. Raises GraphError with ONNX Runtime's words, or for an accelerator that is not installed."""
     import onnxruntime  # noqa: PLC0415 - pull and configure run in an image that has no Python onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cpu_quota()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if accelerator == "openvino":
+        add_openvino(options)
+        providers = []  # those of the options
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         raise GraphError(
             f"{path.name} does not load in ONNX Runtime {onnxruntime.__version__}: {error}"

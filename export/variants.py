@@ -19,11 +19,12 @@ from export.int8_search import SearchConfig, search_int8
 from export.parity import Parity, compare, compare_batch
 from export.releases import Release
 from export.source import Pixels, Scores, Source
+from export.version import FP16_FILE, accelerator_of
 
 if TYPE_CHECKING:
     import onnxruntime
 
-FILE_NAMES: dict[Variant, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+FILE_NAMES: dict[Variant, str] = {"fp32": "model.onnx", "fp16": FP16_FILE, "int8": "model_int8.onnx"}
 """Where each variant lies in a version's folder."""
 NUM_SMALL_BATCH_VIEWS = 32
 """Views, spread over the test split, that are scored one by one and in pairs; at the largest batch it is all of them."""
@@ -39,6 +40,8 @@ class VariantConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     max_batch_size: int = 32
     """Largest batch that is compared, and that the server will form."""
+    cpu_accelerator: session.CpuAccelerator = "none"
+    """What FP32 and INT8 are measured with, and will be run with on CPUs; FP16 is for GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ def say(line: str) -> None:
 
 def _int8(source: Source, reference: Scores, fp32: Path, config: VariantConfig, release: Release) -> Built:
     path = fp32.with_name(FILE_NAMES["int8"])
-    found = search_int8(source, fp32, path, config.gates.int8, config.search)
+    found = search_int8(source, fp32, path, config.gates.int8, config.search, config.cpu_accelerator)
     graph.save(onnx.load(path), path, source.spec, release)
     return _measure(source, reference, "int8", path, config, found.to_dict())
 
@@ -107,7 +110,7 @@ def _measure(
     notes: Mapping[str, Any],
 ) -> Built:
     split = source.images.test
-    opened = session.open_session(path)
+    opened = session.open_session(path, accelerator=accelerator_of(path.name, config.cpu_accelerator))
     largest = config.max_batch_size
     scores = _at_batch(opened, split.pixels, largest)
     chosen = np.unique(np.linspace(0, len(split.pixels) - 1, NUM_SMALL_BATCH_VIEWS).astype(int))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import RepositoryError
+from export.session import CpuAccelerator
 from export.source import Pixels, Scores
 from moderation_client import ContractError, ModelSpec, Policy, PolicyError
 from moderation_client.contract import ENCODED_MODEL_NAME
@@ -25,6 +26,7 @@ from moderation_client.contract import ENCODED_MODEL_NAME
 MANIFEST, SPEC, POLICY, GOLDEN = "manifest.json", "spec.json", "policy.json", "golden.npy"
 MANIFEST_SCHEMA_VERSION = 1
 RESERVED_NAMES = {ENCODED_MODEL_NAME}
+FP16_FILE = "model_fp16.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class Version:
     """Variant that CPU instances run."""
     gpu_file: str
     """Variant that GPU instances run."""
+    cpu_accelerator: CpuAccelerator = "none"
+    """What CPU instances run it with: it was measured with that, and its golden scores are of that."""
     target: str
     """Triton release it was made for."""
     golden_scores: Mapping[str, Scores]
@@ -62,6 +66,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def accelerator_of(file_name: str, wanted: CpuAccelerator) -> CpuAccelerator:
+    """What scores a file here when CPUs are to run with `wanted`: FP16 is for GPUs, and is only compared on a CPU."""
+    return "none" if file_name == FP16_FILE else wanted
+
+
+def cpu_accelerator(folder: Path) -> CpuAccelerator:
+    """What CPUs are to run a version with; `none` where somebody else made the folder."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return "openvino" if manifest["cpu_accelerator"] == "openvino" else "none"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "none"
+
+
 def write_version(version: Version, golden: Pixels) -> None:
     """Write everything but the variants, which must lie in `version.path` already; the manifest last."""
     folder = version.path
@@ -76,6 +94,7 @@ def write_version(version: Version, golden: Pixels) -> None:
         "files": {path.name: sha256_of(path) for path in files},
         "cpu_file": version.cpu_file,
         "gpu_file": version.gpu_file,
+        "cpu_accelerator": version.cpu_accelerator,
         "target_triton": version.target,
         "golden_scores": {name: scores.tolist() for name, scores in version.golden_scores.items()},
         "record": version.record,
@@ -98,6 +117,7 @@ def read_version(folder: Path) -> Version:
             policy=Policy.load(folder / POLICY) if POLICY in manifest["files"] else None,
             cpu_file=manifest["cpu_file"],
             gpu_file=manifest["gpu_file"],
+            cpu_accelerator=manifest.get("cpu_accelerator", "none"),
             target=manifest["target_triton"],
             golden_scores={k: np.array(v, np.float32) for k, v in manifest["golden_scores"].items()},
             record=manifest["record"],

@@ -53,6 +53,7 @@ TOGETHER = (
     "test_export_int8",
     "test_export_kill",
     "test_export_lint",
+    "test_export_openvino",
     "test_export_parity",
     "test_export_publish",
     "test_export_releases",

@@ -136,7 +136,9 @@ def test_version_that_the_server_does_not_reproduce_is_not_published(
     repository = tmp_path / "repository"
     publish(small_source(tmp_path / "s"), quick_config(repository))
     before = snapshot(repository)
-    monkeypatch.setattr("export.publish._score", lambda path, golden: np.zeros((len(golden), 2), np.float32))
+    monkeypatch.setattr(
+        "export.publish._score", lambda built, golden, config: np.zeros((len(golden), 2), np.float32)
+    )
     with pytest.raises(ProbeError, match="golden scores differ"):
         publish(small_source(tmp_path / "s", seed=1), quick_config(repository))
     assert snapshot(repository) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,19 @@ def test_unusable_values_are_refused(backend: Any) -> None:
         "optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "fast"}]}},
     }
     with pytest.raises(options.ConfigError, match="unknown Execution Accelerator 'fast' is requested"):
-        options.providers(config, "CPU", {})
+        options.providers(config, "CPU", {}, ort.SessionOptions())
+
+
+def test_openvino_that_is_not_installed_is_named(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original's words for an accelerator that it was built without, and the package to install here."""
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", None)
+    config = {
+        **CONFIG,
+        "optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}},
+    }
+    options = backend("ort_options")
+    with pytest.raises(options.ConfigError, match="'openvino' is requested: pip install onnxruntime-ep-ope"):
+        options.providers(config, "CPU", {}, ort.SessionOptions())
 
 
 def test_what_the_original_ignores_is_ignored(backend: Any) -> None:
@@ -94,7 +107,7 @@ def test_what_the_original_ignores_is_ignored(backend: Any) -> None:
     assert (
         options.session_options(config).graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     )
-    assert options.providers(config, "CPU", {}) == ["CPUExecutionProvider"]
+    assert options.providers(config, "CPU", {}, ort.SessionOptions()) == ["CPUExecutionProvider"]
 
 
 @pytest.mark.parametrize(

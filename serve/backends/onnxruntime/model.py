@@ -30,7 +30,7 @@ class TritonPythonModel:
             verify_files(version, path)
             options = session_options(config)
             self._session = ort.InferenceSession(
-                str(path), options, providers=providers(config, args["model_instance_kind"], args)
+                str(path), options, providers=providers(config, args["model_instance_kind"], args, options)
             )
             check_signature(self._session, config)
         except (

@@ -9,6 +9,8 @@ import re
 from typing import Any
 
 import onnxruntime as ort
+from ort_openvino import NAME as OPENVINO
+from ort_openvino import add_openvino
 
 _INTEGER = re.compile(r"\s*[+-]?\d+")
 _GRAPH_LEVELS = {
@@ -48,11 +50,27 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
     return options
 
 
-def providers(config: dict[str, Any], kind: str, args: dict[str, str]) -> list[Any]:
-    """Choose execution providers for an instance of this kind. Raises ConfigError for what is not there."""
+def providers(
+    config: dict[str, Any], kind: str, args: dict[str, str], options: ort.SessionOptions
+) -> list[Any] | None:
+    """Choose execution providers for an instance of this kind; None where they were added to `options` instead.
+
+    Raises ConfigError for what is not there.
+    """
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
-    for each in accelerators.get("cpu_execution_accelerator", []):
-        raise ConfigError(f"unknown Execution Accelerator '{each['name']}' is requested")
+    wanted = [each["name"] for each in accelerators.get("cpu_execution_accelerator", [])]
+    for name in wanted:
+        if name != OPENVINO:
+            raise ConfigError(f"unknown Execution Accelerator '{name}' is requested")
+    if kind != "GPU" and wanted:
+        try:
+            add_openvino(options)
+        except ImportError as error:
+            raise ConfigError(
+                f"unknown Execution Accelerator '{OPENVINO}' is requested: pip install onnxruntime-ep-openvino, "
+                "or publish the model with --cpu-accelerator none"
+            ) from error
+        return None
     if kind != "GPU":
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in ort.get_available_providers():
