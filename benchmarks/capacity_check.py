@@ -64,7 +64,13 @@ class CheckConfig:
 @contextlib.contextmanager
 def replicas(repository: Path, number: int, folder: Path, config: CheckConfig) -> Iterator[list[Subject]]:
     """Start servers, each on a core of its own."""
-    settings = Settings(num_instances=1, num_threads=1, max_batch_size=config.max_batch, max_queue_delay_us=0)
+    settings = Settings(
+        num_instances=1,
+        num_threads=1,
+        max_batch_size=config.max_batch,
+        max_queue_delay_us=0,
+        queue_limits=False,
+    )
     variant = copy_variant(repository, folder / "repository", settings)
     with contextlib.ExitStack() as running:
         subjects = []

@@ -45,6 +45,8 @@ class Settings:
     """How long the batcher waits for company."""
     dynamic_batching: bool = True
     """False: one request, one execution."""
+    queue_limits: bool = True
+    """False: no limits and no priorities, without which a single instance does not stall (`export.serving.MIN_INSTANCES`)."""
     max_queue_size: int | None = None
     """Requests that may wait; more are refused."""
     queue_timeout_us: int | None = None
@@ -131,6 +133,14 @@ def _apply_batching(config: Any, settings: Settings) -> None:
         return
     if settings.max_queue_delay_us is not None:
         config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    if not settings.queue_limits:
+        for field in (
+            "default_queue_policy",
+            "priority_queue_policy",
+            "priority_levels",
+            "default_priority_level",
+        ):
+            config.dynamic_batching.ClearField(field)
     policies = [config.dynamic_batching.default_queue_policy]
     policies += config.dynamic_batching.priority_queue_policy.values()
     for policy in policies:

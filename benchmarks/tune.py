@@ -29,6 +29,7 @@ from benchmarks.subject import end_cleanly_on_sigterm, fail
 from benchmarks.tune_trials import Figures, Goal, Load, Trials, median_figures
 from benchmarks.worker import Interrupted, Worker, WorkerError
 from export.errors import ExportError
+from export.serving import MIN_INSTANCES
 from moderation_client.contract import MODEL_NAME
 
 RESULTS = Path("runs/benchmarks")
@@ -79,10 +80,12 @@ Rounds = dict[Settings, list[Figures]]
 
 
 def candidates(config: TuneConfig, num_cores: int) -> list[Settings]:
-    """Every sensible combination: instances x threads fill the cores, delays only where batches form."""
+    """Every sensible combination: instances x threads fill the cores (two instances at least), delays only where batches form."""
     found = []
     shapes = [
-        (num_cores // threads, threads) for threads in range(1, num_cores + 1) if num_cores % threads == 0
+        (max(MIN_INSTANCES, num_cores // threads), threads)
+        for threads in range(1, num_cores + 1)
+        if num_cores % threads == 0
     ]
     for instances, threads in shapes:
         for batch in config.batch_sizes if config.goal == "throughput" else config.batch_sizes[-1:]:

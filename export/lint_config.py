@@ -8,6 +8,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from export.findings import Findings
 from export.openvino import NAME as OPENVINO
+from export.serving import MIN_INSTANCES
 
 ORT_PARAMETERS = {
     "intra_op_thread_count",
@@ -183,6 +184,19 @@ def _check_instances(config: pb.ModelConfig, path: Path, findings: Findings) -> 
             findings.warning(
                 path, "instance_group.count", "not given: Triton runs 2 instances on a CPU", "write the count"
             )
+    if sum(group.count for group in config.instance_group) == 1 and _has_limits(config.dynamic_batching):
+        findings.warning(
+            path,
+            "instance_group.count",
+            "a single instance whose queue has limits or priorities leaves requests waiting for up to half a second: Triton's "
+            "batcher is not always told of them (seen on 24.10)",
+            f"write {MIN_INSTANCES}, or drop limits and priorities",
+        )
+
+
+def _has_limits(batching: pb.ModelDynamicBatching) -> bool:
+    policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
+    return batching.priority_levels > 0 or any(each.ListFields() for each in policies)
 
 
 def _check_threads(config: pb.ModelConfig, path: Path, cpus: int, findings: Findings) -> None:
@@ -198,7 +212,7 @@ def _check_threads(config: pb.ModelConfig, path: Path, cpus: int, findings: Find
             f"not given: each of {instances} instances starts a thread for every core of the machine, whatever the container may use",
             f"set it so that instances x threads is at most {cpus}",
         )
-    elif instances * _integer(text) > cpus:
+    elif instances * _integer(text) > cpus and (instances > MIN_INSTANCES or _integer(text) > cpus):
         findings.warning(
             path,
             "parameters.intra_op_thread_count",

@@ -10,17 +10,22 @@ from typing import Any
 from export.errors import RepositoryError
 from export.session import cpu_quota
 
+MIN_INSTANCES = 2
+"""Triton's batcher is not told of a request that comes while its only instance still hands out an answer, when the queue has limits or
+priorities (which ours always has): the request then lies there for up to half a second. Seen on 24.10: a lone caller of a model that
+takes 5 ms got 5 to 30 answers a second from one instance, and 230 from two."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """Settings that go into config.pbtxt; 0 means chosen for this machine."""
 
     instances: int = 0
-    """Model instances on the CPU; by default as many as CPUs / threads. Several with one thread each carry more load, one with several threads answers a lone caller faster."""
+    """Model instances on the CPU, 2 or more; by default as many as CPUs / threads. Many with one thread each carry more load, 2 with several threads answer a lone caller faster."""
     threads: int = 0
     """Threads of each CPU instance; by default 1, or what `instances` leaves."""
-    gpu_instances: int = 1
-    """Model instances on each GPU."""
+    gpu_instances: int = 2
+    """Model instances on each GPU, 2 or more: one takes its pictures while the other computes."""
     max_batch_size: int = 32
     """Largest batch the server forms or takes."""
     max_queue_delay_us: int = 500
@@ -34,7 +39,7 @@ class Serving:
     backfill_timeout_ms: int = 30000
     """How long a request of priority 2 may wait."""
     encoded_instances: int = 0
-    """Instances of the model that takes encoded files; by default one for each CPU."""
+    """Instances of the model that takes encoded files, 2 or more; by default one for each CPU."""
     also_load: tuple[int, ...] = ()
     """Versions that stay loaded beside a newer active one, for callers who pin them: a canary, a shadow run. Others get the newest."""
     latency_buckets_ms: tuple[float, ...] = (2, 5, 10, 20, 35, 50, 75, 100, 200, 500, 2000)
@@ -55,24 +60,33 @@ class Serving:
     def check_quota(self) -> None:
         """Refuse what a person asks of this machine and it does not have. Raises RepositoryError.
 
-        What a repository brings from a larger machine is not asked: `resolved` fits it.
+        What a repository brings from a larger machine is not asked: `resolved` fits it. Two instances may have a thread on every CPU
+        each: a lone caller keeps only one of them busy.
         """
-        if self.instances * self.threads > cpu_quota():
+        for name in ("instances", "gpu_instances", "encoded_instances"):
+            if getattr(self, name) == 1:
+                raise RepositoryError(
+                    f"{name} must be {MIN_INSTANCES} or more: a single instance leaves requests waiting for up to half a "
+                    "second on Triton 24.10"
+                )
+        few = self.instances <= MIN_INSTANCES and self.threads <= cpu_quota()
+        if not few and self.instances * self.threads > cpu_quota():
             raise RepositoryError(
                 f"{self.instances} instances x {self.threads} threads are more than the {cpu_quota()} CPUs that this "
                 "machine gives: lower one, or leave one at 0 and have it chosen"
             )
 
     def resolved(self) -> Serving:
-        """Give the same fitted to this machine's CPU quota: every 0 replaced, and no more instances x threads than CPUs."""
+        """Give the same fitted to this machine's CPU quota: every 0 replaced, and as many instances x threads as CPUs, but two instances at least."""
         quota = cpu_quota()
         threads = min(self.threads or max(1, quota // self.instances if self.instances else 1), quota)
-        most = max(1, quota // threads)
+        most = max(MIN_INSTANCES, quota // threads)
         return dataclasses.replace(
             self,
-            instances=min(self.instances or most, most),
+            instances=max(MIN_INSTANCES, min(self.instances or most, most)),
             threads=threads,
-            encoded_instances=self.encoded_instances or quota,
+            gpu_instances=max(MIN_INSTANCES, self.gpu_instances),
+            encoded_instances=max(MIN_INSTANCES, self.encoded_instances or quota),
         )
 
     def to_dict(self) -> dict[str, Any]:

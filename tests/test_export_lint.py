@@ -214,3 +214,31 @@ def test_command_line_prints_findings_and_fails_on_errors(
     assert '"severity": "error"' in capsys.readouterr().out
     assert main(["lint", str(copy / "nowhere")]) == 1
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_single_instance_with_queue_limits_is_warned_of(copy: Path) -> None:
+    """Triton leaves its requests lying; without limits and priorities it does not, and two instances with every CPU each are fine."""
+    path = copy / "moderation" / "config.pbtxt"
+    config = read_config(path)
+
+    def said() -> str:
+        path.write_text(to_text(config))
+        return "\n".join(
+            str(each) for each in lint(copy, cpus=4) if each.file.endswith("moderation/config.pbtxt")
+        )
+
+    config.instance_group[0].count = 1
+    assert "half a second" in said()
+    for field in (
+        "default_queue_policy",
+        "priority_queue_policy",
+        "priority_levels",
+        "default_priority_level",
+    ):
+        config.dynamic_batching.ClearField(field)
+    assert "half a second" not in said()
+    config.instance_group[0].count = 2
+    config.parameters["intra_op_thread_count"].string_value = "4"
+    assert "CPUs" not in said()
+    config.instance_group[0].count = 3
+    assert "3 instances x 4 threads" in said()

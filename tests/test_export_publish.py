@@ -34,7 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Publish every variant, proved by a private server; read only."""
     folder = tmp_path_factory.mktemp("served")
     variants = VariantConfig(variants=("fp32", "fp16", "int8"), max_batch_size=4)
-    serving = Serving(instances=1, threads=1, max_batch_size=4)
+    serving = Serving(instances=2, threads=1, max_batch_size=4)
     config = quick_config(folder / "repository", variants=variants, serving=serving, probe="server")
     publish(small_source(folder / "source"), config)
     return folder / "repository"
@@ -65,7 +65,7 @@ def test_config_says_everything_and_carries_spec_and_policy(served: Path) -> Non
     """Instances, threads, batching, queues, priorities, warm-up, version and the wire contract are explicit."""
     config = read_config(served / "moderation" / "config.pbtxt")
     assert (config.backend, config.max_batch_size) == ("onnxruntime", 4)
-    assert config.instance_group[0].count == 1
+    assert config.instance_group[0].count == 2
     assert config.parameters["intra_op_thread_count"].string_value == "1"
     assert config.version_policy.specific.versions == [1]
     batching = config.dynamic_batching

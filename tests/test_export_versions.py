@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export import listing, operations
+from export import listing, operations, session
 from export.command import main
 from export.config_pbtxt import read_config
 from export.errors import RepositoryError
@@ -89,8 +89,29 @@ def test_settings_that_exceed_the_machine_are_refused() -> None:
     """Instances x threads above the CPU quota is an error that names both."""
     with pytest.raises(RepositoryError, match="64 instances x 64 threads"):
         Serving(instances=64, threads=64).check_quota()
-    chosen = Serving(threads=1).resolved()
-    assert chosen.instances >= 1
+    with pytest.raises(RepositoryError, match="instances must be 2 or more"):
+        Serving(instances=1).check_quota()
+    Serving(instances=2, threads=session.cpu_quota()).check_quota()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "asked", "shape"),
+    [
+        (1, {}, (2, 1)),
+        (4, {}, (4, 1)),
+        (4, {"threads": 2}, (2, 2)),
+        (4, {"threads": 8}, (2, 4)),
+        (4, {"instances": 1}, (2, 4)),
+    ],
+)
+def test_there_are_two_instances_at_least(
+    cpus: int, asked: dict[str, int], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on one CPU, and for a repository that was written with one: a single one would leave requests lying."""
+    monkeypatch.setattr("export.serving.cpu_quota", lambda: cpus)
+    chosen = Serving(**asked, encoded_instances=1).resolved()  # type: ignore[arg-type]
+    assert (chosen.instances, chosen.threads) == shape
+    assert chosen.encoded_instances == chosen.gpu_instances == 2
 
 
 def test_repository_tuned_on_a_larger_machine_is_usable_on_a_smaller_one(
@@ -106,7 +127,7 @@ def test_repository_tuned_on_a_larger_machine_is_usable_on_a_smaller_one(
     assert len(listing.rows(repository)) == 2
     assert operations.rollback(repository) == 1
     config = read_config(repository / "moderation" / "config.pbtxt")
-    assert config.instance_group[0].count == 1
+    assert config.instance_group[0].count == 2
     assert config.parameters["intra_op_thread_count"].string_value == "3"
     for act in (
         lambda: operations.configure(repository, large),
