@@ -52,6 +52,12 @@ def test_thread_counts_are_read_like_stoi(backend: Any, text: str, threads: int)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, threads)
 
 
+def test_threads_of_an_idle_instance_do_not_spin(backend: Any) -> None:
+    """Two instances with two threads each on two cores halved a lone caller's rate while they did."""
+    options = backend("ort_options").session_options(CONFIG)
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 @pytest.mark.parametrize("text", ["two", "", "x2"])
 def test_words_are_no_thread_counts(backend: Any, text: str) -> None:
     """A word is refused in the C++ backend's words."""

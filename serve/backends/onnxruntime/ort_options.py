@@ -44,6 +44,8 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
     ):
         if key in parameters:
             setattr(options, attribute, _boolean(parameters[key]))
+    # Instances are processes here: threads that went on spinning after a run would take the cores from the other instance.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     key = "session.use_device_allocator_for_initializers"
     if key in parameters:
         options.add_session_config_entry(key, parameters[key])
