@@ -14,6 +14,7 @@ MIN_INSTANCES = 2
 """Triton's batcher is not told of a request that comes while its only instance still hands out an answer, when the queue has limits or
 priorities (which ours always has): the request then lies there for up to half a second. Seen on 24.10: a lone caller of a model that
 takes 5 ms got 5 to 30 answers a second from one instance, and 230 from two."""
+_COUNTS = ("instances", "gpu_instances", "encoded_instances")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Serving:
         What a repository brings from a larger machine is not asked: `resolved` fits it. Two instances may have a thread on every CPU
         each: a lone caller keeps only one of them busy.
         """
-        for name in ("instances", "gpu_instances", "encoded_instances"):
+        for name in _COUNTS:
             if getattr(self, name) == 1:
                 raise RepositoryError(
                     f"{name} must be {MIN_INSTANCES} or more: a single instance leaves requests waiting for up to half a "
@@ -95,9 +96,10 @@ class Serving:
 
     @classmethod
     def from_dict(cls, payload: Mapping[str, Any]) -> Serving:
-        """Read what `to_dict` gave. Raises RepositoryError for unknown fields."""
+        """Read what `to_dict` gave; a single instance, which earlier releases took, is two. Raises RepositoryError for unknown fields."""
         try:
             tuples = {name: tuple(payload.get(name, ())) for name in ("also_load", "latency_buckets_ms")}
-            return cls(**{**payload, **tuples})
+            single = {name: MIN_INSTANCES for name in _COUNTS if payload.get(name) == 1}
+            return cls(**{**payload, **tuples, **single})
         except (KeyError, TypeError) as error:
             raise RepositoryError(f"serving settings are not usable: {error}") from error

@@ -112,6 +112,8 @@ def test_there_are_two_instances_at_least(
     chosen = Serving(**asked, encoded_instances=1).resolved()  # type: ignore[arg-type]
     assert (chosen.instances, chosen.threads) == shape
     assert chosen.encoded_instances == chosen.gpu_instances == 2
+    written = {**Serving().to_dict(), "instances": 1, "gpu_instances": 1}
+    Serving.from_dict(written).check_quota()  # what an earlier release wrote does not stand in the way
 
 
 def test_repository_tuned_on_a_larger_machine_is_usable_on_a_smaller_one(
