@@ -2,9 +2,10 @@
 
     python benchmarks/capacity_check.py --repository REPOSITORY
 
-A replica is a server of its own on one core, with one instance of one thread. Its service time is measured with a lone caller and batches of 1 to the largest; then
-each load (a share of that capacity) is offered for `duration_s`, to one replica alone, and to two at once, each with its own independent arrivals as
-a random balancer would give them. The simulation gets the service time and the rates, nothing else.
+A replica is a server of its own on one core, with one instance of one thread. Before each load its service time is measured with a lone caller and batches of 1 to the
+largest; then the load (a share of that capacity) is offered for `duration_s`, to one replica alone, and to two at once, each with its own independent arrivals as
+a random balancer would give them. The simulation gets the arrivals, the service time, and the mean time that the server itself counts for computing in that run, because
+the speed of a shared machine changes within minutes; what it is asked for is how long requests wait, and how long the slowest take.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.environment import capture_environment
 from benchmarks.load import Schedule, run_closed
 from benchmarks.networks import NetworkConfig, ensure_network
 from benchmarks.payloads import Payloads
-from benchmarks.queueing import Service, service_of, simulate
+from benchmarks.queueing import Service, Times, Waits, at_speed, service_of, simulate
 from benchmarks.results import Bar, Point, Result, file_stem, make_result, write_result
 from benchmarks.senders import Route
 from benchmarks.serving import Settings, copy_variant
@@ -96,7 +97,7 @@ def replicas(repository: Path, number: int, folder: Path, config: CheckConfig) -
 def payloads_of(subject: Subject) -> Payloads:
     """Prepared requests of a replica."""
     route = Route(via="wire", url=subject.address.url)
-    schedule = Schedule(warmup_s=1.0, window_s=3.0)
+    schedule = Schedule(warmup_s=0.5, window_s=1.0)
     return Payloads(subject=subject, route=route, files=load_files(None, num_images=16), schedule=schedule)
 
 
@@ -127,7 +128,10 @@ def open_job(payloads: Payloads, rate_per_s: float, seed: int, config: CheckConf
 def compare(service: Service, jobs: Sequence[OpenJob], reports: Sequence[OpenReport], load: float) -> Point:
     """One load on all replicas: what was measured, and what the simulation says of the same arrivals."""
     latency = np.concatenate([np.asarray(each.latency_ms) for each in reports])
-    simulated = [simulate(service, np.asarray(due_times(job)), seed=job.seed) for job in jobs]
+    simulated = [
+        _simulated(service, np.asarray(due_times(job)), report, job.seed)
+        for job, report in zip(jobs, reports, strict=True)
+    ]
     warm = [
         waits.latency_ms[np.asarray(due_times(job)) >= job.warmup_s]
         for waits, job in zip(simulated, jobs, strict=True)
@@ -155,14 +159,28 @@ def compare(service: Service, jobs: Sequence[OpenJob], reports: Sequence[OpenRep
     )
 
 
-def run_loads(
-    subjects: Sequence[Subject], service: Service, workers: Sequence[Worker], config: CheckConfig
-) -> list[Point]:
-    """Offer every load to all of `subjects` at once."""
-    found = []
+def _simulated(service: Service, moments: Times, report: OpenReport, seed: int) -> Waits:
+    """The same arrivals at the speed that the replica had in this run."""
+    if report.statistics is not None:
+        parts = [
+            report.statistics.mean_ms(each) for each in ("compute_input", "compute_infer", "compute_output")
+        ]
+        compute_ms = sum(each for each in parts if each is not None)
+        if compute_ms:
+            service = at_speed(service, moments, compute_ms, seed=seed)
+    return simulate(service, moments, seed=seed)
+
+
+def run_loads(subjects: Sequence[Subject], workers: Sequence[Worker], config: CheckConfig) -> list[Point]:
+    """Measure the service time and offer the load to all of `subjects` at once, for every load."""
+    found: list[Point] = []
     everything = [payloads_of(each) for each in subjects]
     with ThreadPoolExecutor(len(subjects)) as pool:
         for number, load in enumerate(config.loads):
+            points = service_points(everything[0], workers[0], config.max_batch)
+            subject = subjects[0]
+            environment = capture_environment(server=subject.server, model=subject.model)
+            service = service_of(make_result("service", config, points, environment=environment))
             rate = load * service.capacity_per_s
             jobs = [
                 open_job(payloads, rate, 100 * number + index, config)
@@ -171,7 +189,7 @@ def run_loads(
             running = [
                 pool.submit(worker.call, run_open, job) for worker, job in zip(workers, jobs, strict=False)
             ]
-            found.append(compare(service, jobs, [each.result() for each in running], load))
+            found += [*points, compare(service, jobs, [each.result() for each in running], load)]
     return found
 
 
@@ -201,10 +219,7 @@ def run(config: CheckConfig) -> Result:
     ):
         subject = subjects[0]
         environment = capture_environment(server=subject.server, model=subject.model)
-        points = service_points(payloads_of(subject), one, config.max_batch)
-        service = service_of(make_result("service", config, points, environment=environment))
-        for number in (1, 2):
-            points += run_loads(subjects[:number], service, (one, other), config)
+        points = [each for number in (1, 2) for each in run_loads(subjects[:number], (one, other), config)]
     return make_result(
         "capacity", config, points, bars=bars(points), environment=environment, started_at=started_at
     )

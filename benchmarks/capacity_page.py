@@ -65,7 +65,10 @@ def check_page(result: Result) -> Page:
             yscale="log",
         )
         axis.legend(frameon=False)
-    page.figure(drawing, "Latency by load, measured and simulated from the service time alone.")
+    page.figure(
+        drawing,
+        "Latency by load, measured, and simulated from the arrivals and the time that computing took.",
+    )
     page.heading("Measured on")
     page.table(("", ""), environment_rows(result), text_columns=(1,))
     return page

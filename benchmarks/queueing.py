@@ -8,6 +8,7 @@ at its share of the rate stands for any number of them; a balancer that knows be
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ BURST_S = 5.0
 """Mean length of a burst."""
 NUM_REQUESTS = 50_000
 """Simulated for every rate: enough bursts that the p99 settles."""
+NUM_SPEED_STEPS = 12
 PARTS = ("server_compute_input_ms", "server_compute_infer_ms", "server_compute_output_ms")
 
 
@@ -169,6 +171,21 @@ def simulate(service: Service, moments: Times, *, seed: int = 0) -> Waits:
         busy_share=busy_s / (horizon * service.num_instances),
         mean_batch=moments.size / max(num_batches, 1),
     )
+
+
+def at_speed(service: Service, moments: Times, compute_ms: float, *, seed: int = 0) -> Service:
+    """The same replica, slower or faster, so that its requests are computed for `compute_ms` on average when they arrive at `moments`.
+
+    Processors of shared machines change their speed within minutes; what the server counted in a run says how fast it was then.
+    """
+    for _ in range(NUM_SPEED_STEPS):
+        waits = simulate(service, moments, seed=seed)
+        ratio = compute_ms / float(np.mean(waits.latency_ms - waits.queue_ms) - service.overhead_ms)
+        factor = ratio**0.5  # half a step: who is slower gets larger batches, too, so a whole one goes too far
+        service = dataclasses.replace(
+            service, fixed_ms=service.fixed_ms * factor, per_image_ms=service.per_image_ms * factor
+        )
+    return service
 
 
 def _start(service: Service, moments: Times, first: int, free_at: float) -> float:

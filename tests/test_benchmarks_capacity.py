@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.capacity import CapacityConfig, day_curve, plan
 from benchmarks.environment import ROOT, capture_environment
-from benchmarks.queueing import Service, arrivals, fit_line, highest_rate, service_of, simulate
+from benchmarks.queueing import Service, arrivals, at_speed, fit_line, highest_rate, service_of, simulate
 from benchmarks.results import Point, Result, ResultError, make_result, write_result
 
 PLAIN = Service(fixed_ms=0.0, per_image_ms=10.0, max_batch=1, num_instances=1)
@@ -57,6 +57,16 @@ def test_batching_carries_more_than_single_requests() -> None:
     waits = simulate(BATCHING, arrivals(rate, 30_000 / rate))
     assert 3 < waits.mean_batch <= 8
     assert np.percentile(waits.queue_ms, 99) < 200
+
+
+def test_speed_of_a_run_is_found_from_its_computing_time() -> None:
+    """A replica that ran 1.6 times slower than it was measured is found out from the mean time that its requests were computed for."""
+    slower = dataclasses.replace(BATCHING, fixed_ms=12.8, per_image_ms=3.2, overhead_ms=1.0)
+    moments = arrivals(0.6 * slower.capacity_per_s, 60.0, seed=7)
+    waits = simulate(slower, moments, seed=8)
+    compute_ms = float(np.mean(waits.latency_ms - waits.queue_ms)) - 1.0
+    found = at_speed(dataclasses.replace(BATCHING, overhead_ms=1.0), moments, compute_ms, seed=8)
+    assert [found.fixed_ms, found.per_image_ms] == pytest.approx([12.8, 3.2], rel=0.02)
 
 
 def test_bursts_keep_the_rate_and_spread_the_counts() -> None:
