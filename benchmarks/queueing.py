@@ -181,7 +181,7 @@ def at_speed(service: Service, moments: Times, compute_ms: float, *, seed: int =
     for _ in range(NUM_SPEED_STEPS):
         waits = simulate(service, moments, seed=seed)
         ratio = compute_ms / float(np.mean(waits.latency_ms - waits.queue_ms) - service.overhead_ms)
-        factor = ratio**0.5  # half a step: who is slower gets larger batches, too, so a whole one goes too far
+        factor = ratio**0.5  # who is slower gets larger batches, too: a whole step goes too far
         service = dataclasses.replace(
             service, fixed_ms=service.fixed_ms * factor, per_image_ms=service.per_image_ms * factor
         )

@@ -90,7 +90,7 @@ def small_policy() -> Policy:
     )
 
 
-def small_config(*, max_batch_size: int = 8, num_instances: int = 1, max_queue_delay_us: int = 500) -> Any:
+def small_config(*, max_batch_size: int = 8, num_instances: int = 2, max_queue_delay_us: int = 500) -> Any:
     """Triton configuration (`ModelConfig` message) with batching, queue limits and warm-up, as the export writes it."""
     config = pb.ModelConfig(name=MODEL_NAME, backend="onnxruntime", max_batch_size=max_batch_size)
     config.default_model_filename = "model.onnx"
@@ -112,7 +112,7 @@ def small_config(*, max_batch_size: int = 8, num_instances: int = 1, max_queue_d
     return config
 
 
-def encoded_config(*, num_instances: int = 1, max_queue_size: int = 256) -> Any:
+def encoded_config(*, num_instances: int = 2, max_queue_size: int = 256) -> Any:
     """Triton configuration of `moderation_encoded`, as the export writes it."""
     config = pb.ModelConfig(name=ENCODED_MODEL_NAME, backend="moderation_encoded", max_batch_size=8)
     config.input.add(name=ENCODED_INPUT, data_type=pb.TYPE_STRING, dims=[1])
