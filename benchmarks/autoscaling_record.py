@@ -78,6 +78,7 @@ def point(share: float, rate_per_s: float, seconds: list[Statistics]) -> Point:
 
 def record(config: RecordConfig) -> list[Point]:
     """Find the capacity, then offer each share of it. Raises VariantError or TargetError."""
+    # One instance, so that a busy share is one number; under independent arrivals it hardly ever stalls (`export.serving.MIN_INSTANCES`).
     settings = Settings(num_instances=1, num_threads=1, max_queue_size=256, queue_timeout_us=2_000_000)
     with serving(config.repository, settings) as running:
         with Target(running.address) as target:

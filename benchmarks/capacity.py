@@ -2,7 +2,8 @@
 
 RESULT is what latency.py or throughput.py measured of one replica. A simulation of the batcher gives the rate that a replica takes within the
 SLO under bursts; peak rate over that, and spares, give replicas; sizes give bandwidth; prices give cost, with and without
-autoscaling over the day. `capacity_check.py` compares the simulation with one and two real replicas.
+autoscaling over the day. `capacity_check.py` compares the simulation
+with one and two real replicas, at the speed that the machine had in each run.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.networks import NetworkConfig, ensure_network
 from benchmarks.results import Bar, Point, make_result, write_result
+from export.openvino import devices
 from export.session import open_session
 from moderation_client.contract import IMAGE_INPUT
 
@@ -52,7 +53,7 @@ class Int8Config:
 def open_sessions(version: Path, threads: int) -> dict[str, onnxruntime.InferenceSession]:
     """FP32 and INT8 on ONNX Runtime's own CPU code, and INT8 on OpenVINO behind it where its plugin is installed."""
     sessions = {name: open_session(version / file, threads=threads) for name, file in FILES.items()}
-    if importlib.util.find_spec("onnxruntime_ep_openvino") is not None:
+    if importlib.util.find_spec("onnxruntime_ep_openvino") is not None and devices():
         sessions["openvino"] = open_session(version / FILES["int8"], threads=threads, accelerator="openvino")
     return sessions
 

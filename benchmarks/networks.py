@@ -19,7 +19,6 @@ from export.from_run import torch_graph, torch_reference
 from export.gates import Gates, Limits
 from export.int8_search import SearchConfig
 from export.publish import PublishConfig, publish
-from export.session import CpuAccelerator
 from export.source import Images, Source, Split
 from export.variants import VariantConfig
 from moderation_client.contract import ImageSpec, ModelSpec
@@ -44,14 +43,6 @@ class NetworkConfig:
     max_batch_size: int = 16
     int8: bool = True
     """Also make the INT8 file."""
-    cpu_accelerator: CpuAccelerator = "none"
-    """What it is published for; the repository's name ends with it."""
-
-    @property
-    def repository(self) -> Path:
-        """Where it lies."""
-        end = "" if self.cpu_accelerator == "none" else f"-{self.cpu_accelerator}"
-        return self.out / f"{self.backbone}{end}"
 
 
 def photographs(spec: ImageSpec, num_images: int) -> NDArray[np.uint8]:
@@ -95,7 +86,7 @@ def network_source(config: NetworkConfig) -> Source:
 
 def ensure_network(config: NetworkConfig) -> Path:
     """Give the repository, exported now if it is not there. Raises a subtype of ExportError."""
-    repository = config.repository
+    repository = config.out / config.backbone
     if (repository / "moderation" / "config.pbtxt").is_file():
         return repository
     anything = Limits(max_score_shift=1.0, min_agreement=0.0, max_ap_drop=1.0)
@@ -104,12 +95,11 @@ def ensure_network(config: NetworkConfig) -> Path:
         gates=Gates(int8=anything),
         search=SearchConfig(methods=("minmax",)),
         max_batch_size=config.max_batch_size,
-        cpu_accelerator=config.cpu_accelerator,
     )
     publish(
         network_source(config),
         PublishConfig(
-            repository=repository, variants=variants, report=config.out / f"{repository.name}-export"
+            repository=repository, variants=variants, report=config.out / f"{config.backbone}-export"
         ),
     )
     return repository

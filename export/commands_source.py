@@ -35,7 +35,7 @@ class Target:
     variant: tuple[Variant, ...] = ("fp32", "int8")
     """Variants to make; FP32 always is. FP16 is for GPUs."""
     cpu_accelerator: CpuAccelerator = "none"
-    """What runs the model on CPUs: ONNX Runtime's own code, or Intel's `openvino` behind it (package onnxruntime-ep-openvino, Linux x86-64)."""
+    """What runs the model on CPUs: ONNX Runtime's own code, or Intel's `openvino` behind it (package onnxruntime-ep-openvino, Linux on Intel CPUs)."""
     serving: Annotated[Serving, FLAT] = field(default_factory=Serving)
     gates: Gates = field(default_factory=Gates)
     carry_policy: bool = True

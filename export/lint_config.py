@@ -184,7 +184,11 @@ def _check_instances(config: pb.ModelConfig, path: Path, findings: Findings) -> 
             findings.warning(
                 path, "instance_group.count", "not given: Triton runs 2 instances on a CPU", "write the count"
             )
-    if sum(group.count for group in config.instance_group) == 1 and _has_limits(config.dynamic_batching):
+    counts = [
+        (group.count or _usual_count(config, group)) * max(1, len(group.gpus))
+        for group in config.instance_group
+    ]
+    if sum(counts) == 1 and _has_limits(config.dynamic_batching):
         findings.warning(
             path,
             "instance_group.count",
@@ -192,6 +196,11 @@ def _check_instances(config: pb.ModelConfig, path: Path, findings: Findings) -> 
             "batcher is not always told of them (seen on 24.10)",
             f"write {MIN_INSTANCES}, or drop limits and priorities",
         )
+
+
+def _usual_count(config: pb.ModelConfig, group: pb.ModelInstanceGroup) -> int:
+    """Instances that Triton runs where no count is given."""
+    return 2 if is_onnx(config) and group.kind in CPU_KINDS else 1
 
 
 def _has_limits(batching: pb.ModelDynamicBatching) -> bool:
@@ -210,7 +219,7 @@ def _check_threads(config: pb.ModelConfig, path: Path, cpus: int, findings: Find
             path,
             "parameters.intra_op_thread_count",
             f"not given: each of {instances} instances starts a thread for every core of the machine, whatever the container may use",
-            f"set it so that instances x threads is at most {cpus}",
+            f"set it so that instances x threads is at most {cpus}, or each of two instances has {cpus}",
         )
     elif instances * _integer(text) > cpus and (instances > MIN_INSTANCES or _integer(text) > cpus):
         findings.warning(

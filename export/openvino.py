@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 NAME = "openvino"
 
 
-def add_openvino(options: onnxruntime.SessionOptions) -> None:
-    """Have a session run on OpenVINO's CPU device with as many threads as `options` say. Raises GraphError without the plugin."""
+def devices() -> list[onnxruntime.OrtEpDevice]:
+    """OpenVINO's device for this CPU; none where the processor is not Intel's. Raises GraphError without the plugin."""
     import onnxruntime as ort  # noqa: PLC0415 - as in `export.session`
 
     try:
@@ -30,15 +30,24 @@ def add_openvino(options: onnxruntime.SessionOptions) -> None:
         ) from error
     if plugin.get_ep_name() not in {each.ep_name for each in ort.get_ep_devices()}:
         ort.register_execution_provider_library(NAME, plugin.get_library_path())
+    return [
+        each
+        for each in ort.get_ep_devices()
+        if each.ep_name == plugin.get_ep_name() and each.device.type == ort.OrtHardwareDeviceType.CPU
+    ]
+
+
+def add_openvino(options: onnxruntime.SessionOptions) -> None:
+    """Have a session run on OpenVINO's CPU device with as many threads as `options` say. Raises GraphError where there is none."""
+    found = devices()
+    if not found:
+        raise GraphError(
+            "OpenVINO's plugin finds no CPU here that it supports (Intel's): publish with --cpu-accelerator none"
+        )
     settings = {
         "INFERENCE_NUM_THREADS": options.intra_op_num_threads,
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    devices = [
-        each
-        for each in ort.get_ep_devices()
-        if each.ep_name == plugin.get_ep_name() and each.device.type == ort.OrtHardwareDeviceType.CPU
-    ]
-    options.add_provider_for_devices(devices, {"load_config": json.dumps({"CPU": settings})})
+    options.add_provider_for_devices(found, {"load_config": json.dumps({"CPU": settings})})

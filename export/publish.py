@@ -188,6 +188,10 @@ def summary(built: Built) -> dict[str, Any]:
     }
 
 
+def _with(version: Version) -> str:
+    return "" if version.cpu_accelerator == "none" else f" with {version.cpu_accelerator}"
+
+
 def report_built(published: Published) -> None:
     """Tell the person at the terminal what is there now."""
     version = published.version
@@ -195,6 +199,6 @@ def report_built(published: Published) -> None:
         if not each.passed:
             say(f"{each.variant} is NOT published: {'; '.join(each.failures)}")
     say(
-        f"version {version.number} is in {version.path}: CPU runs {version.cpu_file}, GPU runs {version.gpu_file}"
+        f"version {version.number} is in {version.path}: CPU runs {version.cpu_file}{_with(version)}, GPU runs {version.gpu_file}"
     )
     say(f"report: {published.report}")

@@ -11,9 +11,10 @@ from export.errors import RepositoryError
 from export.session import cpu_quota
 
 MIN_INSTANCES = 2
-"""Triton's batcher is not told of a request that comes while its only instance still hands out an answer, when the queue has limits or
-priorities (which ours always has): the request then lies there for up to half a second. Seen on 24.10: a lone caller of a model that
-takes 5 ms got 5 to 30 answers a second from one instance, and 230 from two."""
+"""Triton's batcher is not told of a request that comes while no instance is free, when the queue has limits or priorities (which ours
+always has); it looks by itself every half second. A lone caller asks again while the only instance still hands out its answer. Seen on
+24.10: of a model that takes 4 ms he got 5 to 28 answers a second from one instance, and 230 from two. With two, it is rare: it takes
+two callers and no third, and then hit 2 of 2,700 requests."""
 _COUNTS = ("instances", "gpu_instances", "encoded_instances")
 
 
@@ -22,11 +23,11 @@ class Serving:
     """Settings that go into config.pbtxt; 0 means chosen for this machine."""
 
     instances: int = 0
-    """Model instances on the CPU, 2 or more; by default as many as CPUs / threads. Many with one thread each carry more load, 2 with several threads answer a lone caller faster."""
+    """Model instances on the CPU, 2 or more; by default as many as CPUs / threads. Many with one thread each carry more load, 2 with several threads answer a lone caller faster (measured with `serve`'s own backend)."""
     threads: int = 0
     """Threads of each CPU instance; by default 1, or what `instances` leaves."""
     gpu_instances: int = 2
-    """Model instances on each GPU, 2 or more: one takes its pictures while the other computes."""
+    """Model instances on each GPU, 2 or more for the same reason as on CPUs; not measured on a GPU."""
     max_batch_size: int = 32
     """Largest batch the server forms or takes."""
     max_queue_delay_us: int = 500

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -74,10 +74,18 @@ def accelerator_of(file_name: str, wanted: CpuAccelerator) -> CpuAccelerator:
 def cpu_accelerator(folder: Path) -> CpuAccelerator:
     """What CPUs are to run a version with; `none` where somebody else made the folder."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        return "openvino" if manifest["cpu_accelerator"] == "openvino" else "none"
+        return _known(json.loads((folder / MANIFEST).read_bytes())["cpu_accelerator"])
     except (OSError, ValueError, KeyError, TypeError):
         return "none"
+
+
+def _known(name: object) -> CpuAccelerator:
+    """Raises ValueError for a word that is no accelerator."""
+    if name not in get_args(CpuAccelerator):
+        raise ValueError(
+            f"cpu_accelerator must be one of {', '.join(get_args(CpuAccelerator))}, got {name!r}"
+        )
+    return cast("CpuAccelerator", name)
 
 
 def write_version(version: Version, golden: Pixels) -> None:
@@ -117,7 +125,7 @@ def read_version(folder: Path) -> Version:
             policy=Policy.load(folder / POLICY) if POLICY in manifest["files"] else None,
             cpu_file=manifest["cpu_file"],
             gpu_file=manifest["gpu_file"],
-            cpu_accelerator=manifest.get("cpu_accelerator", "none"),
+            cpu_accelerator=_known(manifest.get("cpu_accelerator", "none")),
             target=manifest["target_triton"],
             golden_scores={k: np.array(v, np.float32) for k, v in manifest["golden_scores"].items()},
             record=manifest["record"],

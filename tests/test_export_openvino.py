@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import shutil
 import sys
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
 from export.config_pbtxt import read_config
@@ -13,12 +16,13 @@ from export.errors import GraphError, RepositoryError
 from export.gates import Gates, Limits
 from export.golden import TOLERANCE, check_golden
 from export.lint import lint
+from export.openvino import add_openvino, devices
 from export.operations import configure
 from export.publish import PublishConfig, publish
 from export.repository import ModelFolder
 from export.serving import Serving
 from export.variants import VariantConfig
-from export.version import Version
+from export.version import Version, read_version
 from serve.config import ServerConfig
 from serve.server import TritonServer
 from tests.small_export import quick_config, small_source
@@ -26,6 +30,8 @@ from tests.small_export import quick_config, small_source
 pytest.importorskip(
     "onnxruntime_ep_openvino", reason="needs the package onnxruntime-ep-openvino (Linux x86-64)"
 )
+if not devices():
+    pytest.skip("OpenVINO's plugin supports Intel CPUs only", allow_module_level=True)
 ANYTHING = Limits(max_score_shift=1.0, min_agreement=0.0, max_ap_drop=1.0)
 OPENVINO = VariantConfig(gates=Gates(int8=ANYTHING), max_batch_size=8, cpu_accelerator="openvino")
 
@@ -77,7 +83,52 @@ def test_server_runs_it_on_openvino_and_gives_its_golden_scores(published: Path)
     assert all("libopenvino_intel_cpu_plugin" in each for each in maps)
 
 
-def test_settings_and_older_manifests_keep_their_accelerator(published: Path, tmp_path: Path) -> None:
+def test_whole_graph_runs_on_openvino(published: Path) -> None:
+    """Nothing is left to ONNX Runtime's own code: the session may not fall back on it."""
+    for name in ("model.onnx", "model_int8.onnx"):
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        add_openvino(options)
+        ort.InferenceSession(str(active(published).path / name), options)
+
+
+def test_server_and_export_ask_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What measures a version and what serves it are two programs, with one set of options."""
+
+    class Options:
+        intra_op_num_threads = 3
+
+        def add_provider_for_devices(self, _devices: object, settings: dict[str, str]) -> None:
+            asked.append(settings)
+
+    asked: list[dict[str, str]] = []
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "serve" / "backends" / "onnxruntime")
+    for add in (add_openvino, importlib.import_module("ort_openvino").add_openvino):
+        add(Options())
+    assert asked[0] == asked[1]
+    assert "3" in asked[0]["load_config"]
+
+
+def test_another_makers_cpu_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin finds no device there; nothing is published."""
+    monkeypatch.setattr("export.openvino.devices", list)
+    with pytest.raises(GraphError, match=r"Intel's.*--cpu-accelerator none"):
+        publish(small_source(tmp_path / "s"), quick_config(tmp_path / "repository", variants=OPENVINO))
+
+
+def test_manifest_of_an_earlier_release_has_none(published: Path, tmp_path: Path) -> None:
+    """And a word that is no accelerator is refused, instead of being measured with one thing and served with another."""
+    folder = Path(shutil.copytree(active(published).path, tmp_path / "1"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "cpu_accelerator": "fast"}))
+    with pytest.raises(RepositoryError, match="fast"):
+        read_version(folder)
+    del manifest["cpu_accelerator"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert read_version(folder).cpu_accelerator == "none"
+
+
+def test_settings_keep_the_accelerator(published: Path, tmp_path: Path) -> None:
     """`configure` leaves it as it was measured; a version beside it must have the same."""
     repository = tmp_path / "repository"
     shutil.copytree(published, repository)

@@ -13,20 +13,25 @@ NAME = "openvino"
 
 
 def add_openvino(options: ort.SessionOptions) -> None:
-    """Have a session run on OpenVINO's CPU device with as many threads as `options` say. Raises ImportError without the plugin."""
+    """Have a session run on OpenVINO's CPU device with as many threads as `options` say.
+
+    Raises ImportError without the plugin, LookupError where it finds no CPU that it supports.
+    """
     import onnxruntime_ep_openvino as plugin  # noqa: PLC0415 - 165 MB that only this accelerator needs
 
     if plugin.get_ep_name() not in {each.ep_name for each in ort.get_ep_devices()}:
         ort.register_execution_provider_library(NAME, plugin.get_library_path())
-    settings = {
-        "INFERENCE_NUM_THREADS": options.intra_op_num_threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # instances are processes that know nothing of each other: pinned, they share a core
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the processor has it: not what was measured
-    }
     devices = [
         each
         for each in ort.get_ep_devices()
         if each.ep_name == plugin.get_ep_name() and each.device.type == ort.OrtHardwareDeviceType.CPU
     ]
+    if not devices:
+        raise LookupError("OpenVINO's plugin finds no CPU here that it supports (Intel's)")
+    settings = {
+        "INFERENCE_NUM_THREADS": options.intra_op_num_threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # instances are processes that know nothing of each other: pinned, they share a core
+        "INFERENCE_PRECISION_HINT": "f32",  # whatever the processor could do: what was measured is what must run
+    }
     options.add_provider_for_devices(devices, {"load_config": json.dumps({"CPU": settings})})

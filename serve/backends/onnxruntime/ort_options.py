@@ -1,4 +1,6 @@
-"""Session options out of the model configuration: what the C++ backend reads, read the same way, and nothing else.
+"""Session options out of the model configuration: what the C++ backend reads, read the same way, and nothing else of it.
+
+One thing differs, because instances are processes here: threads of a finished run do not spin on.
 
 Source: onnxruntime_backend/src/onnxruntime.cc, `ModelState::ModelState` and `ModelState::LoadModel`.
 """
@@ -72,6 +74,8 @@ def providers(
                 f"unknown Execution Accelerator '{OPENVINO}' is requested: pip install onnxruntime-ep-openvino, "
                 "or publish the model with --cpu-accelerator none"
             ) from error
+        except LookupError as error:
+            raise ConfigError(f"Execution Accelerator '{OPENVINO}': {error.args[0]}") from error
         return None
     if kind != "GPU":
         return ["CPUExecutionProvider"]
