@@ -86,8 +86,7 @@ def threads_of(config: pb.ModelConfig) -> int:
     if not is_onnx(config):
         return 0
     each = _integer(_parameter(config, "intra_op_thread_count"))
-    groups = [group for group in config.instance_group if group.kind in CPU_KINDS]
-    return max(each, 1) * sum(group.count or 2 for group in groups)
+    return max(each, 1) * sum(group.count or 2 for group in config.instance_group if group.kind in CPU_KINDS)
 
 
 def _parameter(config: pb.ModelConfig, key: str) -> str:
@@ -184,23 +183,20 @@ def _check_instances(config: pb.ModelConfig, path: Path, findings: Findings) -> 
             findings.warning(
                 path, "instance_group.count", "not given: Triton runs 2 instances on a CPU", "write the count"
             )
-    counts = [
-        (group.count or _usual_count(config, group)) * max(1, len(group.gpus))
-        for group in config.instance_group
-    ]
-    if sum(counts) == 1 and _has_limits(config.dynamic_batching):
+    num_instances = sum(_count(config, group) for group in config.instance_group)
+    if num_instances == 1 and _has_limits(config.dynamic_batching):
         findings.warning(
             path,
             "instance_group.count",
-            "a single instance whose queue has limits or priorities leaves requests waiting for up to half a second: Triton's "
-            "batcher is not always told of them (seen on 24.10)",
+            "a single instance whose queue has limits or priorities lets requests wait half a second (seen on Triton 24.10)",
             f"write {MIN_INSTANCES}, or drop limits and priorities",
         )
 
 
-def _usual_count(config: pb.ModelConfig, group: pb.ModelInstanceGroup) -> int:
-    """Instances that Triton runs where no count is given."""
-    return 2 if is_onnx(config) and group.kind in CPU_KINDS else 1
+def _count(config: pb.ModelConfig, group: pb.ModelInstanceGroup) -> int:
+    """Instances of a group; without a count, what Triton runs then."""
+    usual = 2 if is_onnx(config) and group.kind in CPU_KINDS else 1
+    return (group.count or usual) * max(1, len(group.gpus))
 
 
 def _has_limits(batching: pb.ModelDynamicBatching) -> bool:

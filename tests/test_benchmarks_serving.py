@@ -136,6 +136,6 @@ def test_a_search_leaves_out_what_does_not_start(tmp_path: Path, capsys: pytest.
 def test_what_was_measured_elsewhere_is_not_taken_up(tmp_path: Path) -> None:
     """Another configuration or another quota of cores is another search."""
     config = TuneConfig(repository=build_repository(tmp_path / "a"))
-    other = TuneConfig(repository=build_repository(tmp_path / "b", config=small_config(num_instances=2)))
+    other = TuneConfig(repository=build_repository(tmp_path / "b", config=small_config(num_instances=3)))
     assert stamp_of(config) == stamp_of(config) != stamp_of(other)
     assert stamp_of(config) != stamp_of(dataclasses.replace(config, callers=3))

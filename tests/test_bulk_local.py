@@ -193,7 +193,7 @@ def test_interrupt_ends_quickly_and_keeps_what_is_done(server: FakeServer, tmp_p
         "--nice",
         "0",
     ]
-    server.model.latency_s = 0.5
+    server.model.latency_s = 2.0  # nothing may be done before the signal comes
     timer = threading.Timer(0.5, lambda: __import__("signal").raise_signal(2))
     timer.start()
     assert main([*words, "--workers", "1"]) == 130
