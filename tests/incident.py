@@ -131,7 +131,11 @@ def withdraw(server: TritonServer) -> None:
 
 def run(site: Site, prometheus: Prometheus) -> Story:
     """Tell the whole story; the caller starts and stops what takes part."""
-    wait_until(lambda: len(prometheus.query("up == 1")) == 3, limit_s=30.0)
+    # What fired because the servers were still starting is not cleared before the rules are evaluated again.
+    wait_until(
+        lambda: len(prometheus.query("up == 1")) == 3 and not prometheus.query('ALERTS{alertstate="firing"}'),
+        limit_s=30.0,
+    )
     started = time.monotonic()
     near, far = site.servers
     site.moderate(USUAL)

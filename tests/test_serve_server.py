@@ -199,7 +199,7 @@ def test_killed_command_takes_its_server_along(command: Callable[..., subprocess
     process = command("--load-models", "moderation")
     folder = Path(_addresses(process)["token"]).parent
     children = psutil.Process(process.pid).children(recursive=True)
-    (model_process,) = [child for child in children if "stub" in child.name()]
+    model_process = next(child for child in children if "stub" in child.name())
     model_process.suspend()  # the worst case: it cannot see that its server is gone
     process.kill()
     process.wait()
