@@ -24,7 +24,7 @@ import tyro
 from benchmarks.arrivals import OpenJob, OpenReport, due_times, run_open
 from benchmarks.capacity_page import check_page, check_text
 from benchmarks.corpus import load_files
-from benchmarks.environment import capture_environment
+from benchmarks.environment import Environment, capture_environment
 from benchmarks.load import Schedule, run_closed
 from benchmarks.networks import NetworkConfig, ensure_network
 from benchmarks.payloads import Payloads
@@ -171,15 +171,15 @@ def _simulated(service: Service, moments: Times, report: OpenReport, seed: int) 
     return simulate(service, moments, seed=seed)
 
 
-def run_loads(subjects: Sequence[Subject], workers: Sequence[Worker], config: CheckConfig) -> list[Point]:
+def run_loads(
+    subjects: Sequence[Subject], environment: Environment, workers: Sequence[Worker], config: CheckConfig
+) -> list[Point]:
     """Measure the service time and offer the load to all of `subjects` at once, for every load."""
     found: list[Point] = []
     everything = [payloads_of(each) for each in subjects]
     with ThreadPoolExecutor(len(subjects)) as pool:
         for number, load in enumerate(config.loads):
             points = service_points(everything[0], workers[0], config.max_batch)
-            subject = subjects[0]
-            environment = capture_environment(server=subject.server, model=subject.model)
             service = service_of(make_result("service", config, points, environment=environment))
             rate = load * service.capacity_per_s
             jobs = [
@@ -219,7 +219,11 @@ def run(config: CheckConfig) -> Result:
     ):
         subject = subjects[0]
         environment = capture_environment(server=subject.server, model=subject.model)
-        points = [each for number in (1, 2) for each in run_loads(subjects[:number], (one, other), config)]
+        points = [
+            each
+            for number in (1, 2)
+            for each in run_loads(subjects[:number], environment, (one, other), config)
+        ]
     return make_result(
         "capacity", config, points, bars=bars(points), environment=environment, started_at=started_at
     )

@@ -65,7 +65,7 @@ def test_stages_are_all_there(tmp_path: Path) -> None:
     assert len(points[-1].samples["latency_ms"]) == 6
 
 
-def test_candidates_fill_the_cores_and_never_more() -> None:
+def test_candidates_fill_the_cores() -> None:
     """Instances x threads is the number of cores, or two instances that have them all; delays only where batches can form."""
     found = candidates(TuneConfig(), 4)
     assert {(each.num_instances, each.num_threads) for each in found} == {(4, 1), (2, 2), (2, 4)}

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as pb
 
+from benchmarks.serving import Settings, apply
 from export.command import main
 from export.config_pbtxt import read_config, to_text
 from export.findings import Finding
@@ -229,13 +230,7 @@ def test_single_instance_with_queue_limits_is_warned_of(copy: Path) -> None:
 
     config.instance_group[0].count = 1
     assert "half a second" in said()
-    for field in (
-        "default_queue_policy",
-        "priority_queue_policy",
-        "priority_levels",
-        "default_priority_level",
-    ):
-        config.dynamic_batching.ClearField(field)
+    apply(config, Settings(queue_limits=False))
     assert "half a second" not in said()
     config.instance_group[0].count = 2
     config.parameters["intra_op_thread_count"].string_value = "4"

@@ -179,9 +179,8 @@ def test_policy_file_is_read_again_and_a_broken_one_is_not_obeyed(
     start_triton: StartServer, repository_factory: MakeRepository
 ) -> None:
     """A platform's own policy beside the model wins, a change takes effect without a reload, a broken one changes nothing."""
-    encoded = encoded_config(
-        num_instances=1
-    )  # each instance has what it read itself, and we ask one question after the other
+    # One instance: each has what it read itself, and we ask one question after the other.
+    encoded = encoded_config(num_instances=1)
     encoded.parameters["policy_file"].string_value = "policy.json"
     encoded.parameters["on_error"].string_value = "block"
     encoded.parameters["limit.max_bytes"].string_value = "5000"
