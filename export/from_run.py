@@ -18,6 +18,7 @@ from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT
 from moderation_client.images import decode
 from train.data import Example, read_manifest, targets
 from train.errors import DataError
+from train.memory import keep_freed_memory
 from train.model import LoadedRun, load_run
 
 OPSET = 18
@@ -41,6 +42,7 @@ class ImagesConfig:
 
 def source_of_run(run: Path, images: ImagesConfig) -> Source:
     """Load a run. Raises RunError when its files or its images cannot be used."""
+    keep_freed_memory()
     loaded = load_run(run)
     examples = _examples(loaded)
     return Source(

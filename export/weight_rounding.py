@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from threadpoolctl import threadpool_limits
 
 from export import session
 from export.source import Pixels
@@ -78,7 +79,8 @@ def round_rows(weights: Floats, moments: Floats) -> Floats:
     scale[scale == 0] = 1.0
     diagonal = np.einsum("gii->gi", moments).mean(axis=-1)
     damped = moments + np.eye(num) * (DAMPING * diagonal + 1e-9)[:, None, None]
-    upper = _upper_factor(np.linalg.inv(damped))
+    with threadpool_limits(1, user_api="blas"):  # threads that wait for each other at every one of a thousand small matrices
+        upper = _upper_factor(np.linalg.inv(damped))
     left = weights.copy()
     found = np.empty_like(weights)
     for column in range(num):

@@ -19,6 +19,7 @@ from train.data import Example
 from train.errors import DataError, RunError
 from train.evaluate import Scored, evaluate, slices
 from train.files import write_text
+from train.memory import keep_freed_memory
 from train.model import LoadedRun, load_run
 from train.record import file_sha256
 from train.scoring import image_logits, probabilities
@@ -54,6 +55,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """Score, judge, write and print. Raises TrainError."""
     if not 0.0 < config.prevalence < 1.0:
         raise DataError(f"prevalence must be between 0 and 1, got {config.prevalence}")
+    keep_freed_memory()
     loaded = load_run(config.run)
     policy = _policy(config.policy, loaded)
     trained_on = Path(loaded.record["data"]["manifest"])

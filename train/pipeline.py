@@ -26,6 +26,7 @@ from train.judge import fast_precision, judge
 from train.loaders import Loaders
 from train.loop import Classifier, fit
 from train.losses import Criterion, positive_weight
+from train.memory import keep_freed_memory
 from train.model import ModerationModel, save_run
 from train.probe import fit_head
 from train.report import write_report
@@ -36,6 +37,7 @@ def train(config: TrainConfig) -> Path | None:
     """Run everything and give the run's folder; None on those of several processes that only help. Raises TrainError."""
     started = time.monotonic()
     seconds: dict[str, float] = {}
+    keep_freed_memory()
     task = prepare(config)
     lightning.seed_everything(config.seed, verbose=False)
     model = new_model(task)
