@@ -28,6 +28,7 @@ from train.judge import fast_precision
 from train.loaders import Loaders
 from train.loop import Classifier, freeze, parameter_groups
 from train.losses import Criterion, positive_weight
+from train.memory import keep_freed_memory
 from train.sampling import Draw
 from train.task import new_model, prepare
 
@@ -59,6 +60,7 @@ class InputConfig:
 def main() -> None:
     """Measure, print the bars, write input_pipeline.json."""
     config = tyro.cli(InputConfig, description=__doc__)
+    keep_freed_memory()  # as every training does
     classifier, loaders = build(config)
     rates = measure(config, classifier, loaders)
     memory = memory_mb(config, classifier, loaders)

@@ -79,7 +79,8 @@ def round_rows(weights: Floats, moments: Floats) -> Floats:
     scale[scale == 0] = 1.0
     diagonal = np.einsum("gii->gi", moments).mean(axis=-1)
     damped = moments + np.eye(num) * (DAMPING * diagonal + 1e-9)[:, None, None]
-    with threadpool_limits(1, user_api="blas"):  # threads that wait for each other at every one of a thousand small matrices
+    # else threads wait for each other at every one of a thousand small matrices
+    with threadpool_limits(1, user_api="blas"):
         upper = _upper_factor(np.linalg.inv(damped))
     left = weights.copy()
     found = np.empty_like(weights)
