@@ -55,7 +55,7 @@ class Augment:
         """Take all random numbers from `draw`, so that seed and epoch decide, whatever the device."""
         num = len(layers)
         plain = draw.uniform(num) < self.strength.plain
-        moved = self._move(layers.float(), plain, draw)
+        moved = self._move(layers, plain, draw)
         colour, opacity = self._recolour(moved, draw), moved[:, 3:]
         ground = _backgrounds(colour, opacity, plain, draw)
         ground = _stand_out(colour, opacity, ground)
@@ -64,7 +64,7 @@ class Augment:
         return image.clamp_(0.0, 255.0).permute(0, 2, 3, 1)
 
     def _move(self, layers: Tensor, plain: Tensor, draw: Draw) -> Tensor:
-        """Flip, turn, shrink, move; outside the picture is transparent. [N, 4, S, S] -> [N, 4, size, size]."""
+        """Flip, turn, shrink, move; outside the picture is transparent. uint8 [N, 4, S, S] -> float32 [N, 4, size, size]."""
         num, most = len(layers), math.radians(self.strength.turn_degrees)
         scale = self.strength.smallest + (1.0 - self.strength.smallest) * draw.uniform(num)
         angle = (2.0 * draw.uniform(num) - 1.0) * most
@@ -84,9 +84,22 @@ class Augment:
         ).view(num, 2, 2)
         turn[:, 0] *= flip[:, None]
         turn /= scale[:, None, None]
-        theta = torch.cat([turn, -(turn @ shift[:, :, None])], 2).to(layers.device)
-        grid = functional.affine_grid(theta, [num, 4, self.size, self.size], align_corners=False)
-        return functional.grid_sample(layers, grid, align_corners=False)
+        theta = torch.cat([turn, -(turn @ shift[:, :, None])], 2)
+        if layers.shape[-1] != self.size:
+            return self._sample(layers, theta)
+        mirrored = (flip < 0).view(num, 1, 1, 1).to(layers.device)  # all that happens to a plain one of this size
+        moved = torch.where(mirrored, layers.flip(3), layers).float()
+        others = ~plain
+        if others.any():
+            chosen = others.to(layers.device)
+            moved[chosen] = self._sample(layers[chosen], theta[others])
+        return moved
+
+    def _sample(self, layers: Tensor, theta: Tensor) -> Tensor:
+        """Look at pictures through affine maps [N, 2, 3] from the frame to the picture."""
+        shape = [len(layers), 4, self.size, self.size]
+        grid = functional.affine_grid(theta.to(layers.device), shape, align_corners=False)
+        return functional.grid_sample(layers.float(), grid, align_corners=False)
 
     def _recolour(self, moved: Tensor, draw: Draw) -> Tensor:
         """Change hue, saturation, brightness and contrast by one linear map an image, premultiplied as the colour is."""

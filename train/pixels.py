@@ -42,8 +42,9 @@ def layered(example: Example, side: int) -> Pixels:
     white, black = views[0], views[min(1, len(views) - 1)]
     if len(views) == 1 or (white < black).any():  # opaque, or the second view is another frame
         return np.concatenate([white.transpose(2, 0, 1), np.full((1, side, side), 255, np.uint8)])
-    opacity = 255 - (white.astype(np.int16) - black).max(2)
-    return np.concatenate([black.transpose(2, 0, 1), opacity[None].astype(np.uint8)])
+    red, green, blue = (white - black).transpose(2, 0, 1)
+    opacity = 255 - np.maximum(np.maximum(red, green), blue)  # `max` over the last axis takes ten times as long
+    return np.concatenate([black.transpose(2, 0, 1), opacity[None]])
 
 
 class TrainingImages(Dataset[tuple[Tensor, Tensor, float, int]]):

@@ -117,11 +117,17 @@ def opposite(background: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def _over(colour: list[Image.Image], alpha: Image.Image, background: tuple[int, int, int]) -> Array:
     """Put premultiplied channels over a background."""
-    through = ImageChops.invert(alpha)
-    under = [through.point([round(at * level / 255) for at in range(256)]) for level in background]
-    return _pixels(
-        Image.merge("RGB", [ImageChops.add(top, low) for top, low in zip(colour, under, strict=True)])
-    )
+    shown = colour
+    if any(background):  # over black, premultiplied channels are what is seen
+        through = ImageChops.invert(alpha)
+        under = {level: _share(through, level) for level in set(background)}
+        shown = [ImageChops.add(top, under[level]) for top, level in zip(colour, background, strict=True)]
+    return _pixels(Image.merge("RGB", shown))
+
+
+def _share(through: Image.Image, level: int) -> Image.Image:
+    """Give the light of one channel of a background that comes through."""
+    return through if level == 255 else through.point([round(at * level / 255) for at in range(256)])
 
 
 def _target(spec: ImageSpec, orientation: int) -> tuple[int, int]:
