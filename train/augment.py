@@ -87,7 +87,8 @@ class Augment:
         theta = torch.cat([turn, -(turn @ shift[:, :, None])], 2)
         if layers.shape[-1] != self.size:
             return self._sample(layers, theta)
-        mirrored = (flip < 0).view(num, 1, 1, 1).to(layers.device)  # all that happens to a plain one of this size
+        # mirroring is all that happens to a plain one of this size
+        mirrored = (flip < 0).view(num, 1, 1, 1).to(layers.device)
         moved = torch.where(mirrored, layers.flip(3), layers).float()
         others = ~plain
         if others.any():
