@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.errors import RepositoryError
 from export.repository import ModelFolder
+from export.session import CpuAccelerator
 from export.version import verify_version
 from moderation_client.contract import MODEL_NAME
 
@@ -21,6 +22,8 @@ class Row:
     source: str
     cpu_file: str
     gpu_file: str
+    cpu_accelerator: CpuAccelerator
+    """What runs it on the CPU."""
     files: tuple[str, ...]
     """Variants that were published."""
 
@@ -37,6 +40,7 @@ def rows(repository: Path, model: str = MODEL_NAME) -> list[Row]:
             source=str(each.record.get("source", "?")),
             cpu_file=each.cpu_file,
             gpu_file=each.gpu_file,
+            cpu_accelerator=each.cpu_accelerator,
             files=tuple(sorted(each.spec.files)),
         )
         for number, each in sorted(folder.versions.items())
@@ -52,7 +56,7 @@ def table(found: list[Row]) -> str:
             str(row.version),
             row.made,
             row.source,
-            row.cpu_file,
+            row.cpu_file + ("" if row.cpu_accelerator == "none" else f" ({row.cpu_accelerator})"),
             row.gpu_file,
             ", ".join(row.files),
         )

@@ -9,6 +9,8 @@ import pytest
 
 from export.command import main
 from export.listing import rows
+from export.publish import publish
+from tests.small_export import quick_config, small_source
 from tests.small_run import small_run
 
 
@@ -42,3 +44,15 @@ def test_what_is_no_run_is_an_error_that_says_what_to_do(
     (tmp_path / "run" / "data" / "manifest.csv").unlink()
     assert main([str(run)]) == 1
     assert "manifest" in capsys.readouterr().err
+
+
+def test_list_says_what_runs_a_version_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The accelerator stands beside the file that it runs; without one, the file alone."""
+    publish(small_source(tmp_path / "s"), quick_config(tmp_path / "r"))
+    assert main(["list", str(tmp_path / "r")]) == 0
+    assert "(openvino)" not in capsys.readouterr().out
+    manifest = tmp_path / "r" / "moderation" / "1" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(record | {"cpu_accelerator": "openvino"}))
+    assert main(["list", str(tmp_path / "r")]) == 0
+    assert f"{record['cpu_file']} (openvino)" in capsys.readouterr().out
