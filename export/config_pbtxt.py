@@ -35,6 +35,8 @@ INTERACTIVE, BACKFILL = 1, 2
 """Priority levels of a request; without one it is interactive."""
 MAX_ENCODED_BATCH = 8
 """An instance decodes a batch one file after the other: a larger one only makes the first wait for the last."""
+CPU_WARMUP_BATCH = 8
+"""Images of the larger warm-up on a CPU. Nothing is compiled for a size there, and a replica that starts takes this time from its neighbours."""
 HISTOGRAM = "nv_inference_first_response_histogram_ms"
 
 
@@ -66,14 +68,15 @@ def model_config(
     else:
         runtime |= _gpu(config, spec, serving, file_name)
     set_parameters(config, {**runtime, **parameters})
-    _warmup(config, warmup_file, size)
+    largest = serving.max_batch_size
+    _warmup(config, warmup_file, size, min(largest, CPU_WARMUP_BATCH) if accelerator == "cpu" else largest)
     _histogram(config, serving, target)
     return config
 
 
-def _warmup(config: pb.ModelConfig, file_name: str, size: list[int]) -> None:
-    """One golden image alone and as often as the largest batch holds."""
-    for name, batch_size in (("one", 1), ("full", config.max_batch_size)):
+def _warmup(config: pb.ModelConfig, file_name: str, size: list[int], many: int) -> None:
+    """One golden image alone and `many` times."""
+    for name, batch_size in (("one", 1), ("many", many)):
         sample = config.model_warmup.add(name=name, batch_size=batch_size, count=1)
         sample.inputs[IMAGE_INPUT].data_type = pb.TYPE_UINT8
         sample.inputs[IMAGE_INPUT].dims.extend(size)

@@ -61,6 +61,18 @@ def test_version_holds_variants_spec_policy_golden_images_and_checksums(served: 
     assert verify_version(version.path) == []
 
 
+def test_cpu_warms_up_with_fewer_images_than_a_gpu(tmp_path: Path) -> None:
+    """A CPU compiles nothing for a batch size, and replicas that start take the time from their neighbours."""
+    repository = tmp_path / "repository"
+    publish(small_source(tmp_path / "s"), quick_config(repository))
+    operations.configure(repository, Serving(max_batch_size=16))
+    found = {
+        name: [each.batch_size for each in read_config(repository / "moderation" / name).model_warmup]
+        for name in ("config.pbtxt", "configs/cpu.pbtxt", "configs/gpu.pbtxt")
+    }
+    assert found == {"config.pbtxt": [1, 8], "configs/cpu.pbtxt": [1, 8], "configs/gpu.pbtxt": [1, 16]}
+
+
 def test_config_says_everything_and_carries_spec_and_policy(served: Path) -> None:
     """Instances, threads, batching, queues, priorities, warm-up, version and the wire contract are explicit."""
     config = read_config(served / "moderation" / "config.pbtxt")
