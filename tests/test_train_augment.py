@@ -63,6 +63,20 @@ def test_nothing_leaves_the_frame() -> None:
     assert float((border > 127).float().mean()) < 0.5
 
 
+def test_plain_pictures_are_left_as_they_are_or_mirrored_and_others_are_not() -> None:
+    """To the last level, both ways occur; what is not plain is moved in the same batch."""
+    generator = torch.Generator().manual_seed(0)
+    layers = torch.randint(0, 256, (64, 4, 32, 32), dtype=torch.uint8, generator=generator)
+    plain = torch.arange(64) < 32
+    moved = Augment(size=32)._move(layers, plain, Draw(seed=0, epoch=0, step=0))
+    same = (moved == layers).flatten(1).all(1)
+    mirrored = (moved == layers.flip(3)).flatten(1).all(1)
+    assert bool((same ^ mirrored)[:32].all())
+    assert bool(same.any())
+    assert bool(mirrored.any())
+    assert not bool((same | mirrored)[32:].any())
+
+
 def test_hidden_art_gets_a_ground_it_stands_out_from() -> None:
     """A black square is never left on black: in every draw some pixels differ from the ground by the contrast."""
     augment = Augment(size=64, strength=Strength(recolour=0.0, invert=0.0, grey=0.0, soften=0.0, noise=0.0))

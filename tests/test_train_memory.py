@@ -8,7 +8,8 @@ import sys
 import pytest
 
 LARGE_TENSORS = """
-import resource, torch
+import ctypes, resource, torch
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: with huge pages there are few faults in any case
 from train.memory import keep_freed_memory
 kept = {asked} and keep_freed_memory()
 def fill():
