@@ -137,6 +137,17 @@ FAULTS = {
 }
 
 
+CONTROL = Fault(
+    name="none",
+    text="nothing happens: what this machine does by itself",
+    begin=_nothing,
+    end=_nothing,
+    gone=False,
+)
+"""Judged like a fault, and shown beside the faults without a bar."""
+KINDS = {CONTROL.name: CONTROL} | FAULTS
+
+
 @contextlib.contextmanager
 def started(replicas: list[Replica]) -> Iterator[list[Replica]]:
     """Start replicas, and end them all in any case."""

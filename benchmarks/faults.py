@@ -5,7 +5,8 @@
 
 Callers ask about one image after the other as fast as they are answered, and every answer is held against the known scores and
 decision. What the surviving replicas can do is measured right before each fault, with the others idle; a fault counts as survived
-at the end of the last second with less than 0.8 of it. All replicas and the callers share this machine.
+at the end of the last second with less than 0.8 of it. "none" is a control: no fault, judged in the same way, without a bar of its
+own; what it misses, the machine missed. All replicas and the callers share this machine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks import faults_page
 from benchmarks.environment import capture_environment, sha256_of
-from benchmarks.fault_kinds import FAULTS, Fault, started
+from benchmarks.fault_kinds import CONTROL, KINDS, Fault, started
 from benchmarks.fault_load import OK, WRONG, Call, Known, Load, recovery_s, throughput
 from benchmarks.fault_replicas import Namespace, Replica, ReplicaError
 from benchmarks.results import Bar, Point, Scalar, file_stem, make_result, write_result
@@ -48,8 +49,8 @@ class FaultsConfig:
 
     repository: Path = Path("model_repository")
     """Published model."""
-    faults: tuple[str, ...] = tuple(FAULTS)
-    """Which; all by default."""
+    faults: tuple[str, ...] = tuple(KINDS)
+    """Which; all by default, the control among them."""
     num_replicas: tuple[int, ...] = (2, 3)
     """One run of every fault with each number of replicas."""
     num_images: int = 5000
@@ -65,9 +66,9 @@ class FaultsConfig:
 
     def __post_init__(self) -> None:
         """Check the values. Raises ValueError."""
-        unknown = sorted(set(self.faults) - set(FAULTS))
+        unknown = sorted(set(self.faults) - set(KINDS))
         if unknown:
-            raise ValueError(f"unknown faults {', '.join(unknown)}; there are: {', '.join(FAULTS)}")
+            raise ValueError(f"unknown faults {', '.join(unknown)}; there are: {', '.join(KINDS)}")
 
 
 def known_images(repository: Path) -> Known:
@@ -215,6 +216,8 @@ def bars_of(points: Sequence[Point]) -> list[Bar]:
         total = sum(point.number(key) for point in points)
         found.append(Bar(name=f"images {text}, all faults", measured=total, limit=0, sense="at_most"))
     for point in points:
+        if point.settings["fault"] == CONTROL.name:
+            continue
         name = f"{point.settings['fault']}, {point.settings['num_replicas']} replicas"
         recovery = point.number("recovery_s")
         text = f"{name}: s until {SHARE} of what survives is back"
@@ -241,12 +244,12 @@ def measure(config: FaultsConfig, known: Known, folder: Path) -> list[Point]:
     with started(list(replicas.values())):
         for num_replicas in config.num_replicas:
             for name in tqdm(config.faults, desc=f"{num_replicas} replicas", unit="fault"):
-                victim = replicas[FAULTS[name].needs]
-                if FAULTS[name].needs == "namespace" and namespace is None:
+                victim = replicas[KINDS[name].needs]
+                if KINDS[name].needs == "namespace" and namespace is None:
                     continue
                 others = [each for each in replicas.values() if each is not victim][: num_replicas - 1]
                 capacity = measure_capacity([each.url for each in others], known, config)
-                point = measure_fault(FAULTS[name], victim, others, known, config)
+                point = measure_fault(KINDS[name], victim, others, known, config)
                 points.append(judged(point, capacity.number("throughput_per_s")))
                 _wait_well(victim)
     return points

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fault_kinds import FAULTS
+from benchmarks.fault_kinds import KINDS
 from benchmarks.report import COLOURS, Page, bar_rows, figure, number, text_table
 from benchmarks.results import Point, Result
 
@@ -80,7 +80,7 @@ def page(result: Result) -> Page:
     document.heading("Faults")
     document.table(HEADER, [row(point) for point in faults_of(result)])
     for point in faults_of(result):
-        fault = FAULTS[str(point.settings["fault"])]
+        fault = KINDS[str(point.settings["fault"])]
         document.heading(f"{fault.name}, {point.settings['num_replicas']} replicas")
         document.figure(
             timeline(point), f"{fault.text}. Shaded: while it lasts. Dotted: what survives, and 0.8 of it."

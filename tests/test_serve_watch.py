@@ -89,6 +89,8 @@ def test_dead_model_process_is_seen_and_replaced(
     eventually(lambda: not before & {child.pid for child in _stubs(server)}, what="old processes gone")
     assert "model moderation is not ready: its process died or was stopped" in caplog.text
     assert "model moderation is ready again" in caplog.text
+    normal = os.getpriority(os.PRIO_PROCESS, 0)
+    eventually(lambda: {child.nice() for child in _stubs(server)} == {normal}, what="normal priority again")
 
 
 @pytest.mark.parametrize("num_stopped", [1, 2])

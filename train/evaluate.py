@@ -68,8 +68,8 @@ def _label(scored: Scored, column: int, policy: Policy, weights: Floats) -> dict
         "recall_at_1_percent_fpr": interval(metrics.recall_at(0.01)(scores, truth, weights)),
         "recall_at_5_percent_fpr": interval(metrics.recall_at(0.05)(scores, truth, weights)),
         "calibration": {
-            "before": reliability.calibration_error(scored.raw[:, column], truth),
-            "after": reliability.calibration_error(scores, truth),
+            "before": reliability.calibration_error(scored.raw[:, column], truth, scored.groups),
+            "after": reliability.calibration_error(scores, truth, scored.groups),
         },
     }
     for name in ("review", "block"):

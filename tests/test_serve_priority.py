@@ -1,0 +1,123 @@
+"""What starts gives way to what answers, and has its full priority back when it is ready."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serve import priority
+from serve.config import ServerConfig
+from serve.server import TritonServer
+from tests.serving import eventually
+
+BASE = os.getpriority(os.PRIO_PROCESS, 0)
+THREADED = "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); print(flush=True); time.sleep(60)"
+
+needs_right = pytest.mark.skipif(
+    not priority.may_raise(), reason="needs root, CAP_SYS_NICE or a limit on nice"
+)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", THREADED], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """Two processes with two threads each."""
+    found = (_started(), _started())
+    yield found
+    for each in found:
+        each.kill()
+        each.communicate()
+
+
+def _nice(pid: int) -> set[int]:
+    """Nice values of all threads."""
+    threads = [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
+    return {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+
+
+@needs_right
+def test_every_thread_is_lowered_and_raised_again(
+    two: tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]],
+) -> None:
+    """Processes that are named late are found as well, one that is spared is left alone, one that ends is no error."""
+    first, second = two
+    ended, named = _started(), [first.pid]
+    with priority.lowered(lambda: [*named, ended.pid], but=[second.pid]):
+        eventually(lambda: _nice(first.pid) == {BASE + priority.STEP}, what="lower priority")
+        named.append(second.pid)
+        ended.kill()
+        ended.communicate()
+        late = _started()
+        named.append(late.pid)
+        eventually(lambda: _nice(late.pid) == {BASE + priority.STEP}, what="lower priority of the late one")
+        assert _nice(second.pid) == {BASE}
+    assert _nice(first.pid) == _nice(late.pid) == {BASE}
+    late.kill()
+    late.communicate()
+
+
+@needs_right
+def test_priority_is_raised_again_after_an_error(
+    two: tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]],
+) -> None:
+    """A start that fails leaves nothing slow behind."""
+    pid = two[0].pid
+
+    def start() -> None:
+        with priority.lowered(lambda: [pid]):
+            eventually(lambda: _nice(pid) == {BASE + priority.STEP}, what="lower priority")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        start()
+    assert _nice(pid) == {BASE}
+
+
+def test_nothing_is_lowered_that_could_not_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right, processes start as they always did."""
+
+    def refuse(_which: int, _who: int, nice: int) -> None:
+        if nice <= BASE:
+            raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    priority.may_raise.cache_clear()
+    asked: list[int] = []
+
+    def pids() -> list[int]:
+        asked.append(1)
+        return []
+
+    try:
+        with priority.lowered(pids):
+            assert not priority.may_raise()
+    finally:
+        priority.may_raise.cache_clear()
+    assert asked == []
+
+
+@needs_right
+def test_server_starts_low_and_answers_with_full_priority(repository_factory: Callable[..., Path]) -> None:
+    """Tritonserver and the processes of its models, all of their threads."""
+    during: set[int] = set()
+    server = TritonServer(
+        ServerConfig(repository=repository_factory(), http_port=0, grpc_port=0, metrics_port=0),
+        on_log=lambda _line: during.update(_nice(server.pid)),
+    )
+    with server:
+        assert BASE + priority.STEP in during
+        assert {value for pid in server.pids() for value in _nice(pid)} == {BASE}
+        assert len(server.pids()) > 1
+        assert psutil.Process(server.pid).num_threads() > 1
