@@ -129,7 +129,7 @@ def test_calibration_finds_slope_and_offset() -> None:
 
 
 def test_calibration_takes_the_method_that_is_better_on_held_out_groups() -> None:
-    """Logits that were only stretched need no offset, shifted ones do; few positives keep their plain scores."""
+    """Logits that were only stretched need no offset, shifted ones do; a label without positives takes their temperature."""
     rng = np.random.default_rng(5)
     z = rng.normal(0.0, 2.0, (600, 3))
     truth = (rng.random(z.shape) < 1.0 / (1.0 + np.exp(-z))).astype(np.float32)
@@ -138,9 +138,29 @@ def test_calibration_takes_the_method_that_is_better_on_held_out_groups() -> Non
     shifted = (2.0 * z + np.array([0.0, 3.0, 0.0])).astype(np.float32)
     model = ModerationModel(build_backbone("squeezenet1_1"), num_labels=3)
     found = calibrate(model, shifted, truth, groups)
-    assert [each["method"] for each in found] == ["temperature", "platt", "none"]
+    assert [each["method"] for each in found] == ["temperature", "platt", "shared"]
+    assert found[2]["scale"] != 1.0
     assert found[0]["bias"] == 0.0
     assert found[0]["scale"] == pytest.approx(0.5, rel=0.15)
+
+
+def test_label_of_few_things_takes_the_temperature_of_the_others() -> None:
+    """Twenty drawings of two things, one of them scored low, say nothing of a slope; alone, such a label keeps its plain scores."""
+    rng = np.random.default_rng(7)
+    z = rng.normal(0.0, 2.0, (2000, 2))
+    truth = (rng.random(z.shape) < 1.0 / (1.0 + np.exp(-z))).astype(np.float32)
+    truth[:, 1] = 0.0
+    truth[:20, 1], z[:10, 1], z[10:20, 1] = 1.0, 3.0, -4.0
+    groups = [str(index // 10) for index in range(2000)]
+    model = ModerationModel(build_backbone("squeezenet1_1"), num_labels=2)
+    logits = (2.0 * z).astype(np.float32)
+    found = calibrate(model, logits, truth, groups)
+    assert [each["method"] for each in found] == ["temperature", "shared"]
+    assert found[1]["bias"] == 0.0
+    assert 0.2 < found[1]["scale"] < found[0]["scale"]
+    alone = ModerationModel(build_backbone("squeezenet1_1"), num_labels=1)
+    (kept,) = calibrate(alone, logits[:, 1:], truth[:, 1:], groups)
+    assert (kept["scale"], kept["bias"]) == (1.0, 0.0)
 
 
 def test_share_without_errors_has_an_exact_interval() -> None:

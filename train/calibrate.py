@@ -5,6 +5,9 @@ cross-validation; both with Platt's smoothed targets, which keep slopes finite w
 on image-level logits of a split that nothing else uses, and sit inside the served graph. A slope is always positive, so the order
 of scores, and the maximum over an image's views, stay as they were. For `multiclass`: one temperature.
 
+A label with examples of a few groups only, a dozen drawings of two things, says nothing of its own slope: it takes the one temperature
+that is best for all labels without an offset together.
+
 Isotonic regression is not tried: its steps tie scores that were apart, so thresholds between them can no longer be chosen, and a few
 dozen positives a label give it a handful of steps.
 """
@@ -22,8 +25,8 @@ from scipy.optimize import minimize, minimize_scalar
 
 from train.model import ModerationModel
 
-MIN_POSITIVES = 5
-"""With fewer examples of either kind a label keeps its plain score."""
+MIN_GROUPS = 5
+"""With examples of either kind from fewer groups a label takes the shared temperature."""
 NUM_FOLDS = 5
 PRIOR = 1.0
 """Weight of log(slope)^2: an unsharp pull towards 1, worth about one example."""
@@ -44,9 +47,13 @@ def calibrate(
         scale = np.full(logits.shape[1], _temperature(logits, targets))
         bias = np.zeros(logits.shape[1])
     else:
-        fold = _folds([str(row) for row in range(len(logits))] if groups is None else groups)
-        methods = [_better(logits[:, label], targets[:, label], fold) for label in range(logits.shape[1])]
-        fitted = [_fit(logits[:, label], targets[:, label], method) for label, method in enumerate(methods)]
+        names = np.arange(len(logits)).astype(str) if groups is None else np.asarray(groups)
+        methods = [_method(logits[:, label], targets[:, label], names) for label in range(logits.shape[1])]
+        shared = _shared(logits, targets, names, methods)
+        fitted = [
+            shared if method == "shared" else _fit(logits[:, label], targets[:, label], method)
+            for label, method in enumerate(methods)
+        ]
         scale, bias = (np.array(values) for values in zip(*fitted, strict=True))
     with torch.no_grad():
         model.scale.copy_(torch.from_numpy(scale))
@@ -57,14 +64,30 @@ def calibrate(
     ]
 
 
-def _folds(groups: Sequence[str]) -> NDArray[np.int64]:
-    return np.array([zlib.crc32(group.encode()) % NUM_FOLDS for group in groups])
+def _enough(target: NDArray[np.float32], groups: NDArray[np.str_]) -> bool:
+    """Whether positives and negatives come from `MIN_GROUPS` groups each."""
+    return min(len(set(groups[target > 0.5])), len(set(groups[target < 0.5]))) >= MIN_GROUPS
 
 
-def _better(logit: NDArray[np.float32], target: NDArray[np.float32], fold: NDArray[np.int64]) -> str:
-    """Method with the smaller log loss on held-out folds for one label; `none` with too few of either kind."""
-    if min(target.sum(), (1.0 - target).sum()) < MIN_POSITIVES:
-        return "none"
+def _shared(
+    logits: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    groups: NDArray[np.str_],
+    methods: Sequence[str],
+) -> tuple[float, float]:
+    """Slope of all labels that need no offset together, an offset of 0; the plain score where even they are too few."""
+    labels = [label for label, method in enumerate(methods) if method != "platt"]
+    together = np.repeat(groups, len(labels))
+    if not labels or not _enough(targets[:, labels].ravel(), together):
+        return 1.0, 0.0
+    return _fit(logits[:, labels].ravel(), targets[:, labels].ravel(), "temperature")
+
+
+def _method(logit: NDArray[np.float32], target: NDArray[np.float32], groups: NDArray[np.str_]) -> str:
+    """How one label is calibrated: `shared` with too few groups, else the method with the smaller log loss on held-out folds."""
+    if not _enough(target, groups):
+        return "shared"
+    fold = np.array([zlib.crc32(group.encode()) % NUM_FOLDS for group in groups])
     losses = {"temperature": 0.0, "platt": 0.0}  # a tie goes to the simpler one
     for held_out in (fold == number for number in range(NUM_FOLDS)):
         for method in losses:
@@ -78,8 +101,6 @@ def _fit(
     logit: NDArray[np.float32], target: NDArray[np.float32], method: str = "platt"
 ) -> tuple[float, float]:
     """Slope and offset of one label."""
-    if method == "none":
-        return 1.0, 0.0
     positives, negatives = float(target.sum()), float((1.0 - target).sum())
     smooth = np.where(target > 0.5, (positives + 1.0) / (positives + 2.0), 1.0 / (negatives + 2.0))
     values = logit.astype(np.float64)
