@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -155,6 +156,8 @@ def _refused(each: Input) -> Verdict:
 
 
 def step_back(nice: int) -> None:
-    """Let other processes of this machine go first."""
-    with suppress(OSError, AttributeError):  # a platform without it: nothing is lost but politeness
-        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    """Let other processes of this machine go first, with every thread: Linux keeps a priority for each, and Ray has made some already."""
+    threads = Path("/proc/self/task")
+    for thread in [int(each.name) for each in threads.iterdir()] if threads.is_dir() else [0]:
+        with suppress(OSError, AttributeError):  # a platform without it: nothing is lost but politeness
+            os.setpriority(os.PRIO_PROCESS, thread, max(nice, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -214,3 +216,18 @@ def test_real_server_judges_a_backfill(
     assert f"images     {NUM} (" in told
     assert "for a million images" in told
     assert len(rows_of(tmp_path / "out")) == NUM
+
+
+def test_every_thread_steps_back() -> None:
+    """Also those that were there before: what decodes must not run at the priority of what serves."""
+    code = (
+        "import os, threading\n"
+        "from bulk.work import step_back\n"
+        "asked, answer = threading.Event(), []\n"
+        "def early(): asked.wait(); answer.append(os.getpriority(os.PRIO_PROCESS, 0))\n"
+        "thread = threading.Thread(target=early); thread.start()\n"
+        "before = os.getpriority(os.PRIO_PROCESS, 0); step_back(before + 3); step_back(0)\n"
+        "asked.set(); thread.join(); print(min(before + 3, 19), answer[0], os.getpriority(os.PRIO_PROCESS, 0))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert len(set(said.split())) == 1
