@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from PIL import Image
 
 from moderation_client import (
+    AsyncModerationClient,
     BadArrayError,
     DeadlineExceededError,
     Decision,
@@ -112,3 +116,26 @@ def test_errors_know_their_place_and_the_limit() -> None:
     verdict: Any = finished.outcome
     assert (verdict.error.value, verdict.error.limit) == (2.0, 1.0)
     assert verdict.decision is Decision.REVIEW
+
+
+def test_files_are_not_read_in_the_event_loop(server: FakeServer) -> None:
+    """A file object may have a slow disk behind it: the asyncio client reads it in a thread."""
+    readers = set()
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            readers.add(threading.current_thread())
+            return super().read(size)
+
+    async def judged() -> list[int]:
+        async with AsyncModerationClient(server.url) as client:
+            return reds(await client.moderate([Watched(picture(red)) for red in (7, 9)]))
+
+    def picture(red: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(plain(red)).save(file, "png")
+        return file.getvalue()
+
+    assert asyncio.run(judged()) == [7, 9]
+    assert readers
+    assert threading.current_thread() not in readers

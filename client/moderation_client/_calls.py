@@ -98,7 +98,7 @@ def secure(session: Session, source: Any, *, lent: bool) -> Any:
     A generator may close its file as soon as it is asked for the next image, and refill an array or image that it has
     `lent`. Raises InvalidImageError.
     """
-    if not lent and not isinstance(source, bytearray | memoryview) and not _has_file(source):
+    if not lent and not isinstance(source, bytearray | memoryview) and not has_file(source):
         return source
     if isinstance(source, str | bytes | os.PathLike):
         return source
@@ -111,7 +111,7 @@ def secure(session: Session, source: Any, *, lent: bool) -> Any:
     return own(content) if lent else source
 
 
-def _has_file(source: Any) -> bool:
+def has_file(source: Any) -> bool:
     return hasattr(source, "read") or (hasattr(source, "fp") and hasattr(source, "load"))
 
 

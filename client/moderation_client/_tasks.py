@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from moderation_client._adrive import adrive, cancel
-from moderation_client._calls import OtherSpec, decode, judge, needs_preparing, prepare, refuse, taken
+from moderation_client._calls import (
+    OtherSpec,
+    decode,
+    has_file,
+    judge,
+    needs_preparing,
+    prepare,
+    refuse,
+    taken,
+)
 from moderation_client._errors import ClientClosedError, ModerationError
 from moderation_client._flow import Flow, Progress
 from moderation_client._jobs import Batch, Job
@@ -80,12 +90,16 @@ class TaskRun:
             return False, None
         except Exception as error:  # noqa: BLE001  the caller's own: raised again at the end, unchanged
             return False, error
-        self._admit(image_id, source)
+        await self._admit(image_id, source)
         return True, None
 
-    def _admit(self, image_id: ImageId, source: Any) -> None:
+    async def _admit(self, image_id: ImageId, source: Any) -> None:
         deadline = self._options.deadline_now()
-        source, trouble = taken(self._session, source, deadline, lent=self._lent)
+        take = functools.partial(taken, self._session, source, deadline, lent=self._lent)
+        if has_file(source):  # read in a thread: behind a file object there may be a slow disk or a network
+            source, trouble = await asyncio.get_running_loop().run_in_executor(self._decoders, take)
+        else:
+            source, trouble = take()
         job = self._window.admit(image_id, source, deadline)
         if trouble is not None:
             refuse(self._session, job, trouble)(self._window)
