@@ -31,7 +31,7 @@ class ShardActor:
 
     def __init__(self, task: Task) -> None:
         """Connect lazily, step back at once."""
-        step_back(task.nice)
+        step_back(task.nice, apart=True)
         self._worker = Worker(task)
         self._out = place_of(task.out)
 

@@ -31,7 +31,7 @@ _CERTAIN = "is not healthy"
 """What Triton says of a model process that hangs: no second question is needed."""
 _AGAIN_S = 0.5
 """A model that did not answer well is asked again so soon, until it is repaired or given up."""
-_MIN_RELOAD_S, _RELOAD_FACTOR = 10.0, 4.0
+_MIN_RELOAD_S, _RELOAD_FACTOR = 30.0, 4.0
 """A model that is not loaded again within this time, or this many times as long as the server took to start, hangs."""
 _COLLECTED_AFTER_S = 0.05
 _STOPPED_S = 1.0

@@ -231,3 +231,16 @@ def test_every_thread_steps_back() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert len(set(said.split())) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="needs a kernel with autogroups")
+def test_worker_apart_has_a_session_of_its_own() -> None:
+    """Its value counts against other sessions; a program in a terminal stays where Ctrl-C reaches it."""
+    code = (
+        "import os, pathlib; from bulk.work import step_back\n"
+        "group = pathlib.Path('/proc/self/autogroup'); sessions = [os.getsid(0)]\n"
+        "step_back(5); sessions.append(os.getsid(0)); step_back(5, apart=True); sessions.append(os.getsid(0))\n"
+        "print(sessions[0] == sessions[1], sessions[1] == sessions[2], group.read_text().split()[-1])\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.split() == ["True", "False", "5"]

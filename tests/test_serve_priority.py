@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from serve.config import ServerConfig
 from serve.server import TritonServer
 from tests.serving import eventually
 
+AUTOGROUP = Path("/proc/self/autogroup")
 BASE = os.getpriority(os.PRIO_PROCESS, 0)
 THREADED = "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); print(flush=True); time.sleep(60)"
 
@@ -25,7 +27,9 @@ needs_right = pytest.mark.skipif(
 
 
 def _started() -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-c", THREADED], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", THREADED], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert process.stdout is not None
     process.stdout.readline()
     return process
@@ -85,7 +89,33 @@ def test_priority_is_raised_again_after_an_error(
     assert _nice(pid) == {BASE}
 
 
-def test_nothing_is_lowered_that_could_not_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="needs a kernel with autogroups")
+@pytest.mark.parametrize("may_raise", [True, False])
+def test_session_is_lowered_whoever_asks(
+    two: tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    may_raise: bool,
+) -> None:
+    """Between sessions only the session's own value counts, and it needs no right; our own session keeps its own."""
+    monkeypatch.setattr(priority, "may_raise", lambda: may_raise)
+    mine = AUTOGROUP.read_text()
+
+    def group() -> int:
+        return int(Path(f"/proc/{two[0].pid}/autogroup").read_text().split()[-1])
+
+    before = group()
+    with priority.lowered(lambda: [two[0].pid]):
+        eventually(lambda: group() == before + priority.STEP, what="a lower session")
+    assert group() == before
+    with priority.lowered(lambda: [os.getpid()], but=[os.getpid()]):
+        time.sleep(0.2)
+        assert AUTOGROUP.read_text() == mine
+
+
+def test_nothing_is_lowered_that_could_not_be_raised(
+    two: tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the right, processes start as they always did."""
 
     def refuse(_which: int, _who: int, nice: int) -> None:
@@ -94,18 +124,13 @@ def test_nothing_is_lowered_that_could_not_be_raised(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "setpriority", refuse)
     priority.may_raise.cache_clear()
-    asked: list[int] = []
-
-    def pids() -> list[int]:
-        asked.append(1)
-        return []
-
     try:
-        with priority.lowered(pids):
+        with priority.lowered(lambda: [two[0].pid]):
+            time.sleep(0.2)
+            assert _nice(two[0].pid) == {BASE}
             assert not priority.may_raise()
     finally:
         priority.may_raise.cache_clear()
-    assert asked == []
 
 
 @needs_right
