@@ -22,7 +22,8 @@ logger = logging.getLogger("serve")
 
 STEP = 7
 """Added to nice: a fifth of the time that others get beside it (each step is a factor of 1.25)."""
-_LOOK_S = 0.05
+_LOOK_S = 0.2
+"""Time between two looks; what a process starts inherits its priority."""
 _MAX_ROUNDS = 20
 _GROUP_AGAIN_S = 0.12
 """Who is not root may change a session's value ten times a second, all sessions together."""
@@ -41,7 +42,7 @@ def lowered(pids: Callable[[], Sequence[int]], *, but: Iterable[int] = ()) -> It
 
     def look() -> None:
         nonlocal leader, group
-        while not end.wait(_LOOK_S):
+        while True:
             found = pids()
             if found and not leader and _is_apart(found[0]):
                 leader, group = found[0], _group(found[0])
@@ -49,6 +50,8 @@ def lowered(pids: Callable[[], Sequence[int]], *, but: Iterable[int] = ()) -> It
             for pid in set(found) - spared - touched if may_raise() else ():
                 touched.add(pid)
                 _set(pid, base + STEP)
+            if end.wait(_LOOK_S):
+                return
 
     watcher = threading.Thread(target=look, name="priority")
     watcher.start()
