@@ -1,6 +1,6 @@
 """What a backfill promises, on a two-node Ray cluster of this machine: `python benchmarks/backfill.py`, about ten minutes on two cores.
 
-20,000 images (a few hundred photographs, by reference) go through `python -m bulk --ray` against the real server, while a worker is killed
+30,000 images (a few hundred photographs, by reference) go through `python -m bulk --ray` against the real server, while a worker is killed
 twice and the driver once. Asked: is every row there, once? How fast is it against one client that streams the same pictures
 (server, decoding and Ray share this machine in both)? What does interactive traffic feel, whose p99 may grow by one bulk batch?
 (Not named bulk.py: a script's own folder comes first on its path, and would hide the package.)
@@ -48,7 +48,7 @@ class BackfillConfig:
     """Network of that repository."""
     max_batch: int = 8
     """Largest batch of server and backfill: an interactive request waits for one at most."""
-    num_images: int = 20_000
+    num_images: int = 30_000
     """Images of the backfill."""
     num_files: int = 200
     """Different pictures among them; one of them is broken."""

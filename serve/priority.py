@@ -22,6 +22,7 @@ logger = logging.getLogger("serve")
 
 STEP = 7
 """Added to nice: a fifth of the time that others get beside it (each step is a factor of 1.25)."""
+LOWEST = 19
 _LOOK_S = 0.2
 """Time between two looks; what a process starts inherits its priority."""
 _MAX_ROUNDS = 20
@@ -36,8 +37,8 @@ def lowered(pids: Callable[[], Sequence[int]], *, but: Iterable[int] = ()) -> It
     `pids` names them, also those that come meanwhile, the session's first process first; the threads of `but` keep theirs.
     """
     spared, touched = frozenset(but), set[int]()
-    base, leader = os.getpriority(os.PRIO_PROCESS, 0), 0
-    group = 0
+    base = os.getpriority(os.PRIO_PROCESS, 0)
+    leader = group = 0
     end = threading.Event()
 
     def look() -> None:
@@ -46,10 +47,10 @@ def lowered(pids: Callable[[], Sequence[int]], *, but: Iterable[int] = ()) -> It
             found = pids()
             if found and not leader and _is_apart(found[0]):
                 leader, group = found[0], _group(found[0])
-                _set_group(leader, min(group + STEP, 19))
+                _set_group(leader, min(group + STEP, LOWEST))
             for pid in set(found) - spared - touched if may_raise() else ():
                 touched.add(pid)
-                _set(pid, base + STEP)
+                _set(pid, min(base + STEP, LOWEST))
             if end.wait(_LOOK_S):
                 return
 
