@@ -220,7 +220,7 @@ def page(result: Result) -> Page:
     """One page with what was found."""
     found = Page(
         "A backfill on two Ray nodes",
-        "20,000 images through python -m bulk --ray, with kills, beside interactive traffic.",
+        "Tens of thousands of images through python -m bulk --ray, with kills, beside interactive traffic.",
     )
     found.heading("Bars")
     found.table(BAR_HEADER, bar_rows(result.bars))

@@ -158,15 +158,17 @@ def _refused(each: Input) -> Verdict:
 def step_back(nice: int, *, apart: bool = False) -> None:
     """Let other processes of this machine go first, with every thread: Linux keeps a priority for each, and Ray has made some already.
 
-    `apart` also leaves the session: where the kernel groups processes by session (autogroup, see sched(7)), values count inside one only,
-    and a session of its own can have a value of its own. Not for a program in a terminal, which would miss Ctrl-C.
+    Where the kernel groups processes by session (autogroup, see sched(7)) these values count inside one only, and the session has one too.
+    It is set when the session is ours alone (a service, say); `apart` begins a new one, which a program in a terminal must not: it would
+    miss Ctrl-C.
     """
     threads = Path("/proc/self/task")
     for thread in [int(each.name) for each in threads.iterdir()] if threads.is_dir() else [0]:
         with suppress(OSError, AttributeError):  # a platform without it: nothing is lost but politeness
             os.setpriority(os.PRIO_PROCESS, thread, max(nice, os.getpriority(os.PRIO_PROCESS, thread)))
     group = Path("/proc/self/autogroup")
-    if apart and group.exists():
+    if group.exists() and (apart or os.getsid(0) == os.getpid()):
         with suppress(OSError):  # the leader of a group of processes cannot leave its session
-            os.setsid()
+            if os.getsid(0) != os.getpid():
+                os.setsid()
             group.write_text(str(nice))
