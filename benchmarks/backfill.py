@@ -48,6 +48,8 @@ class BackfillConfig:
     """Network of that repository."""
     max_batch: int = 8
     """Largest batch of server and backfill: an interactive request waits for one at most."""
+    num_instances: int = 3
+    """Of the model, with one thread each: one more than the backfill's two requests keep busy, so that one is free for whoever waits."""
     num_images: int = 30_000
     """Images of the backfill."""
     num_files: int = 200
@@ -192,7 +194,12 @@ def run_all(config: BackfillConfig) -> Result:
     """Start the server, measure, judge."""
     started_at = datetime.datetime.now(datetime.timezone.utc)
     repository = config.repository or ensure_network(NetworkConfig(backbone=config.backbone))
-    settings = Settings(max_batch_size=config.max_batch, num_instances=2, num_threads=1, max_queue_delay_us=0)
+    settings = Settings(
+        max_batch_size=config.max_batch,
+        num_instances=config.num_instances,
+        num_threads=1,
+        max_queue_delay_us=0,
+    )
     with serving(repository, settings) as running, tempfile.TemporaryDirectory(prefix="backfill-") as folder:
         subject = inspect(running.address, running.pids, "started here")
         found = measure(config, subject, Path(folder))
