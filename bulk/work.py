@@ -168,7 +168,10 @@ def step_back(nice: int, *, apart: bool = False) -> None:
             os.setpriority(os.PRIO_PROCESS, thread, max(nice, os.getpriority(os.PRIO_PROCESS, thread)))
     group = Path("/proc/self/autogroup")
     if group.exists() and (apart or os.getsid(0) == os.getpid()):
-        with suppress(OSError):  # the leader of a group of processes cannot leave its session
+        with suppress(OSError):
             if os.getsid(0) != os.getpid():
+                os.setpgid(
+                    0, os.getpgid(os.getsid(0))
+                )  # the leader of a group, as Ray's workers are, could not leave
                 os.setsid()
             group.write_text(str(nice))
