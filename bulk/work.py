@@ -170,8 +170,7 @@ def step_back(nice: int, *, apart: bool = False) -> None:
     if group.exists() and (apart or os.getsid(0) == os.getpid()):
         with suppress(OSError):
             if os.getsid(0) != os.getpid():
-                os.setpgid(
-                    0, os.getpgid(os.getsid(0))
-                )  # the leader of a group, as Ray's workers are, could not leave
+                # the leader of a group of processes, as Ray's workers are, could not leave the session
+                os.setpgid(0, os.getpgid(os.getsid(0)))
                 os.setsid()
             group.write_text(str(nice))
