@@ -47,7 +47,7 @@ class BackfillConfig:
     backbone: str = "efficientnet_lite0"
     """Network of that repository."""
     max_batch: int = 8
-    """Largest batch of server and backfill: an interactive request waits for one at most."""
+    """Largest batch of server and backfill."""
     num_instances: int = 3
     """Of the model, with one thread each: one more than the backfill's two requests keep busy, so that one is free for whoever waits."""
     num_images: int = 30_000

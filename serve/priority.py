@@ -2,8 +2,8 @@
 
 Two things make the priority. A thread's nice value counts among the threads of a control group; it is changed only where it may be raised
 again afterwards: as root, with CAP_SYS_NICE, or with a limit on nice that allows it. Where the kernel groups processes by session
-(autogroup: most desktops and plain servers, not containers), nice values count inside a session only, and the session itself
-has one, which anybody may change for his own. See sched(7).
+(autogroup; not those in a control group of their own, as containers are), nice values count inside a session only, and the session
+itself has one, which anybody may change for his own. See sched(7).
 """
 
 from __future__ import annotations

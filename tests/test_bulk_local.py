@@ -235,7 +235,7 @@ def test_every_thread_steps_back() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="needs a kernel with autogroups")
 def test_worker_apart_has_a_session_of_its_own() -> None:
-    """Its value counts against other sessions; a program in a terminal stays where Ctrl-C reaches it."""
+    """Its value counts against other sessions; a program in a terminal stays where Ctrl-C reaches it, a service has its session already."""
     code = (
         "import os, pathlib; from bulk.work import step_back\n"
         "group = pathlib.Path('/proc/self/autogroup'); sessions = [os.getsid(0)]\n"
@@ -247,3 +247,8 @@ def test_worker_apart_has_a_session_of_its_own() -> None:
             [sys.executable, "-c", code], check=True, capture_output=True, text=True, process_group=group
         ).stdout
         assert said.split() == ["True", "False", "5"]
+    alone = "import pathlib; from bulk.work import step_back; step_back(6); print(pathlib.Path('/proc/self/autogroup').read_text())"
+    said = subprocess.run(
+        [sys.executable, "-c", alone], check=True, capture_output=True, text=True, start_new_session=True
+    ).stdout
+    assert said.split()[-1] == "6"

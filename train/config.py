@@ -19,7 +19,7 @@ class TrainConfig:
     """What to train, on what, and how. Numbers fit one machine; see README for many."""
 
     preset: PresetName = "default"
-    """Where the defaults come from: `default`, or `demo` (illustrated content, six minutes on two cores)."""
+    """Where the defaults come from: `default`, or `demo` (illustrated content, six to eight minutes on two cores with bfloat16)."""
     data: Path = Path("data/illustrated/manifest.csv")
     """Manifest (CSV or Parquet) or folder of class folders."""
     runs: Path = Path("runs")

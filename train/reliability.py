@@ -4,7 +4,7 @@ Plain ECE of a perfectly calibrated model is above zero, and the smaller the spl
 the scores themselves and taken off. The same simulation gives the p-value of "these scores are calibrated".
 
 Groups are drawn, not images: one draw decides all variants of a thing, each against its own score. Variants share their truth, so as
-many draws as images would make chance look smaller than it is: on calibrated scores whose groups of six share their truth, such a test
+many draws as images would make chance look smaller than it is: on calibrated scores whose groups of up to six share their truth, such a test
 objects in three of ten cases where it should in one of twenty (tests/test_train_metrics.py). With one image a group both are the same.
 """
 
