@@ -7,6 +7,7 @@ over. What is committed is therefore always a judgement, or the image's own erro
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,7 +171,15 @@ def step_back(nice: int, *, apart: bool = False) -> None:
     if group.exists() and (apart or os.getsid(0) == os.getpid()):
         with suppress(OSError):
             if os.getsid(0) != os.getpid():
-                # the leader of a group of processes, as Ray's workers are, could not leave the session
-                os.setpgid(0, os.getpgid(os.getsid(0)))
-                os.setsid()
+                _leave_session()
             group.write_text(str(nice))
+
+
+def _leave_session() -> None:
+    """Begin a session. The leader of a group of processes, as Ray's workers are, may not, so it joins a group made for this.
+
+    The session's own group would do as well, but its leader can be out of sight: outside the container.
+    """
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, process_group=0) as other:
+        os.setpgid(0, other.pid)
+        os.setsid()

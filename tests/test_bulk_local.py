@@ -233,22 +233,35 @@ def test_every_thread_steps_back() -> None:
     assert len(set(said.split())) == 1
 
 
+CONTAINED = ["unshare", "--pid", "--fork", "--mount-proc"]
+"""As in a container whose session began outside."""
+
+
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="needs a kernel with autogroups")
-def test_worker_apart_has_a_session_of_its_own() -> None:
-    """Its value counts against other sessions; a program in a terminal stays where Ctrl-C reaches it, a service has its session already."""
+@pytest.mark.parametrize("command", [[], CONTAINED], ids=["plain", "contained"])
+@pytest.mark.parametrize("leads", [False, True])  # its group of processes, as Ray's workers do
+def test_worker_apart_has_a_session_of_its_own(command: list[str], *, leads: bool) -> None:
+    """Its value counts against other sessions; a program in a terminal stays where Ctrl-C reaches it."""
+    if command and subprocess.run([*command, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs root and unshare")
     code = (
         "import os, pathlib; from bulk.work import step_back\n"
+        f"if {leads}: os.setpgid(0, 0)\n"
         "group = pathlib.Path('/proc/self/autogroup'); sessions = [os.getsid(0)]\n"
         "step_back(5); sessions.append(os.getsid(0)); step_back(5, apart=True); sessions.append(os.getsid(0))\n"
         "print(sessions[0] == sessions[1], sessions[1] == sessions[2], group.read_text().split()[-1])\n"
     )
-    for group in (None, 0):  # in the parent's group of processes, and leading one, as Ray's workers do
-        said = subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True, process_group=group
-        ).stdout
-        assert said.split() == ["True", "False", "5"]
-    alone = "import pathlib; from bulk.work import step_back; step_back(6); print(pathlib.Path('/proc/self/autogroup').read_text())"
     said = subprocess.run(
-        [sys.executable, "-c", alone], check=True, capture_output=True, text=True, start_new_session=True
+        [*command, sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    assert said.split() == ["True", "False", "5"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="needs a kernel with autogroups")
+def test_service_steps_back_with_the_session_it_has() -> None:
+    """Nobody else is in it."""
+    code = "import pathlib; from bulk.work import step_back; step_back(6); print(pathlib.Path('/proc/self/autogroup').read_text())"
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, start_new_session=True
     ).stdout
     assert said.split()[-1] == "6"
