@@ -67,6 +67,16 @@ def lowered(pids: Callable[[], Sequence[int]], *, but: Iterable[int] = ()) -> It
             _set(pid, base)
 
 
+def lower_session() -> Callable[[], None]:
+    """Keep our own session at low priority, where it is ours alone, until what this returns is called."""
+    pid = os.getpid()
+    group = _group(pid)
+    if os.getsid(0) != pid or group < 0:  # not everybody may go back below 0
+        return lambda: None
+    _set_group(pid, min(group + STEP, LOWEST))
+    return lambda: _set_group(pid, group)
+
+
 @functools.cache
 def may_raise() -> bool:
     """Whether a nice value may be lowered again; tried on a thread, which has one of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,3 +150,30 @@ def test_server_starts_low_and_answers_with_full_priority(repository_factory: Ca
         assert {value for pid in server.pids() for value in _nice(pid)} == {BASE}
         assert len(server.pids()) > 1
         assert psutil.Process(server.pid).num_threads() > 1
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="needs a kernel with autogroups")
+@pytest.mark.parametrize("alone", [True, False])
+def test_command_gives_way_until_it_is_ready(repository: Path, *, alone: bool) -> None:
+    """A service has its session for itself, which is lowered from the first moment; a program in a terminal shares one."""
+    ports = [word for name in ("http", "grpc", "metrics", "health") for word in (f"--{name}-port", "0")]
+    command = [sys.executable, "-m", "serve", "--repository", str(repository), *ports]
+    mine, seen = AUTOGROUP.read_text(), set[str]()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=alone) as process:
+        assert process.stdout is not None
+        group = Path(f"/proc/{process.pid}/autogroup")
+        lines = iter(process.stdout.readline, "")
+        found = threading.Thread(target=lambda: any("token" in line for line in lines))
+        found.start()
+        try:
+            while found.is_alive():
+                seen.add(group.read_text())
+                found.join(0.02)
+            if alone:
+                assert str(priority.STEP) in {text.split()[-1] for text in seen}
+                eventually(lambda: group.read_text().split()[-1] == "0", what="full priority")
+            else:
+                assert seen == {mine}
+                assert group.read_text() == mine
+        finally:
+            process.terminate()
