@@ -17,7 +17,10 @@ from tests.deployed import DEPLOY
 
 KUBERNETES = DEPLOY / "kubernetes"
 KUBECTL = Path(sys.executable).parent / "kubectl"
-OVERLAYS = ("cpu", "gpu", "cpu with tls", "gpu with tls")
+COMPONENTS = ("tls", "volume", "traces")
+OVERLAYS = tuple(
+    f"{name}{extra}" for name in ("cpu", "gpu") for extra in ("", *(f" with {each}" for each in COMPONENTS))
+)
 Manifest = dict[str, Any]
 
 
@@ -29,15 +32,15 @@ def require_kubectl() -> None:
 
 @functools.cache
 def built(overlay: str) -> tuple[Manifest, ...]:
-    """Every manifest of an overlay, with the TLS component when its name says so."""
-    name, _, tls = overlay.partition(" with ")
+    """Every manifest of an overlay, with the component that its name says."""
+    name, _, component = overlay.partition(" with ")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "kubernetes"
         shutil.copytree(KUBERNETES, copy)
         target = copy / "overlays" / name
-        if tls:
+        if component:
             with (target / "kustomization.yaml").open("a") as file:
-                file.write(f"components: [../../components/{tls}]\n")
+                file.write(f"components: [../../components/{component}]\n")
         done = subprocess.run(
             [KUBECTL, "kustomize", target], capture_output=True, text=True, check=False, timeout=60
         )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
@@ -203,6 +204,41 @@ def test_pods_are_locked_down(overlay: str) -> None:
         assert "/tmp" in {mount["mountPath"] for mount in each["volumeMounts"]}
         assert ":" in each["image"]
         assert not each["image"].endswith(":latest")
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_repository_comes_from_a_volume(name: str) -> None:
+    """The puller finds what `export push` wrote to the claim, and has no need of HTTPS."""
+    overlay = f"{name} with volume"
+    (puller,) = pod(overlay)["spec"]["initContainers"]
+    (config,) = [each for each in built(overlay) if each["kind"] == "ConfigMap"]
+    assert puller["env"][0]["valueFrom"]["configMapKeyRef"]["name"] == config["metadata"]["name"]
+    (mount,) = [each for each in puller["volumeMounts"] if each["name"] == "models"]
+    assert config["data"]["repository-url"] == f"file://{mount['mountPath']}"
+    assert mount["readOnly"]
+    (volume,) = [each for each in pod(overlay)["spec"]["volumes"] if each["name"] == "models"]
+    assert volume["persistentVolumeClaim"]["readOnly"]
+    ports = [
+        port["port"] for rule in one(overlay, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]
+    ]
+    assert ports == [53, 53]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_traces_may_leave_the_pod(name: str) -> None:
+    """Triton is told a collector, and the policy lets it be reached, and only with this component."""
+    overlay = f"{name} with traces"
+    extra = serve_options(container(overlay)["args"]).server.extra_args
+    (url,) = [each.partition("url=")[2] for each in extra if "url=" in each]
+    assert extra[0] == "--trace-config=mode=opentelemetry"
+    allowed = {
+        each: [
+            port["port"] for rule in one(each, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]
+        ]
+        for each in (name, overlay)
+    }
+    assert urlsplit(url).port in allowed[overlay]
+    assert urlsplit(url).port not in allowed[name]
 
 
 def test_kserve_runs_the_same_program() -> None:
