@@ -62,6 +62,18 @@ def test_pages_larger_than_the_first_stay_in_the_budget() -> None:
     assert decoded.incomplete == "7 of 10 pages were not looked at"
 
 
+def test_pages_of_a_heif_file_stay_in_the_budget() -> None:
+    """As those of a TIFF do: each has a size of its own."""
+    heif = pytest.importorskip("pillow_heif", reason="the heif extra is not installed")
+    file, buffer = heif.HeifFile(), io.BytesIO()
+    for page in [flat("white", (8, 8)), *[flat("black", (100, 100))] * 9]:
+        file.add_from_pillow(page)
+    file.save(buffer)
+    decoded = decode(buffer.getvalue(), SPEC, ImageLimits(max_decoded_pixels=25_000))
+    assert decoded.views.looked_at == 3
+    assert decoded.incomplete == "7 of 10 pages were not looked at"
+
+
 @pytest.mark.parametrize("format", ["GIF", "TIFF"])
 def test_a_loaded_animation_whose_file_is_closed_is_not_whole(format: str, tmp_path: Path) -> None:
     """Nobody can count its frames any more: that is a reason."""
