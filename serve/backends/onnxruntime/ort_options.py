@@ -1,6 +1,7 @@
 """Session options out of the model configuration: what the C++ backend reads, read the same way, and nothing else of it.
 
-One thing differs, because instances are processes here: threads of a finished run do not spin on.
+Two things differ. Instances are processes here, so threads of a finished run do not spin on. And INT8 gives on every CPU what its
+export was checked for: without VNNI, ONNX Runtime multiplies with an instruction that overflows unless it is told otherwise.
 
 Source: onnxruntime_backend/src/onnxruntime.cc, `ModelState::ModelState` and `ModelState::LoadModel`.
 """
@@ -48,6 +49,7 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
             setattr(options, attribute, _boolean(parameters[key]))
     # Instances are processes here: threads that went on spinning after a run would take the cores from the other instance.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.x64quantprecision", "1")
     key = "session.use_device_allocator_for_initializers"
     if key in parameters:
         options.add_session_config_entry(key, parameters[key])
