@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,8 +24,9 @@ from moderation_client import (
     ServerFailedError,
     ServerUnavailableError,
 )
-from moderation_client.testing import Fail, FakeServer, assert_never_fails_open
+from moderation_client.testing import Delay, Fail, FakeServer, assert_never_fails_open
 from tests.client_shells import Kind, Shell, plain, reds
+from tests.serving import eventually
 
 
 @pytest.fixture
@@ -161,6 +163,22 @@ def test_dead_server_is_left_alone_and_comes_back(kind: Kind) -> None:
             time.sleep(0.02)
         assert len(flaky.requests) > num_before
         assert not any(replica.ejected for replica in client.stats().replicas)
+
+
+def test_request_to_a_model_that_is_loaded_anew_goes_elsewhere(
+    kind: Kind, pair: tuple[FakeServer, FakeServer]
+) -> None:
+    """What its dead process holds is not waited for when the server is well and says that the model is not ready."""
+    with kind.connect(*pair, max_batch=1) as client, ThreadPoolExecutor(1) as pool:
+        client.moderate([plain(red) for red in range(4)])
+        num_before = len(pair[0].requests)
+        pair[0].always(Delay(6))
+        started = time.monotonic()
+        verdicts = pool.submit(client.moderate, [plain(0), plain(1)], timeout_s=20)
+        eventually(lambda: len(pair[0].requests) > num_before, what="a request that waits")
+        pair[0].model.ready = False
+        assert reds(verdicts.result()) == [0, 1]
+        assert time.monotonic() - started < 5
 
 
 HANGING = """

@@ -232,7 +232,7 @@ def _handler(model: FakeModel) -> type[BaseHTTPRequestHandler]:
                 model.check_ready(pieces[2])
                 return json.dumps(model.config(pieces[2])).encode(), {}
             if pieces[1] == "models" and not model.ready:
-                raise Fault("UNAVAILABLE", "model is not ready")
+                raise Fault("INVALID_ARGUMENT", "model is not ready")  # 400, as Triton says it
             return b"", {}
 
         def _post(self, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:

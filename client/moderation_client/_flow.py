@@ -32,7 +32,7 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 FEW_ATTEMPTS = 4
 PATIENCE_S = 0.4
-"""Silence of a replica that owes an answer before it is asked whether it is alive."""
+"""Silence of a replica that owes an answer before it is asked whether the model is ready: one whose process died is loaded anew."""
 PROBE_TIMEOUT_S = 0.5
 LOOK_UP_S = 5.0
 """Longest look-up of a name whose result is still wanted."""
@@ -209,7 +209,8 @@ def attempt(replicas: Replicas, replica: Replica, request: Request, timeout_s: f
         if reply is not None:
             return reply
         if not hung and not replica.ejected and replica.silent_s() >= PATIENCE_S:
-            hung = not (yield from is_alive(replicas, replica, min(PROBE_TIMEOUT_S, end - time.monotonic())))
+            patience_s = min(PROBE_TIMEOUT_S, end - time.monotonic())
+            hung = not (yield from is_alive(replicas, replica, patience_s, request.model))
         given_up = (hung or replica.ejected) and replicas.has_other(replica)
         if given_up or time.monotonic() >= end:
             reply = yield Wait(handle, 0.0)
@@ -226,7 +227,7 @@ def _hung(replica: Replica) -> Fault:
 
 
 def is_alive(replicas: Replicas, replica: Replica, timeout_s: float, model: str = "") -> Flow[bool]:
-    """Ask for health. Being refused is an answer: somebody is there."""
+    """Ask whether the server answers, or whether it has this model ready. Being refused is an answer: somebody is there."""
     handle = yield Send(replica, HealthRequest(model=model), max(timeout_s, 0.01))
     try:
         reply = yield Wait(handle, max(timeout_s, 0.01))
