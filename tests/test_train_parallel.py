@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from tests.small_run import small_manifest
 
 ROOT = Path(__file__).parent.parent
-# No dropout and no batch statistics, so that a batch may be cut in two without changing what is learnt.
+# No dropout and no batch statistics, so that a batch may be cut in two without changing what is learnt; small steps, because a ReLU that
+# switches a step earlier makes another run of it (with 3e-4 the weights were 7 % apart on one processor, else a hundred-thousandth).
 SETTINGS = (
     "--backbone", "resnet18", "--weights", "none", "--freeze-norm", "--image-size", "32", "--probe-epochs", "0",
-    "--epochs", "2", "--learning-rate", "3e-4", "--backbone-rate", "1", "--precision", "float32", "--accelerator", "cpu",
+    "--epochs", "2", "--learning-rate", "1e-4", "--backbone-rate", "1", "--precision", "float32", "--accelerator", "cpu",
     "--label-smoothing", "0", "--seed", "5", "--no-check",
 )  # fmt: skip
 
@@ -62,7 +63,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     moved = torch.cat([(one[key] - start[key]).flatten() for key in weights])
     apart = torch.cat([(two[key] - one[key]).flatten() for key in weights])
     assert float(moved.norm()) > 0.01
-    assert float(apart.norm()) < 0.05 * float(moved.norm())
+    assert float(apart.norm()) < 0.005 * float(moved.norm())
     figures = [
         json.loads((tmp_path / name / "metrics.json").read_text())["splits"]["test"]
         for name in ("one", "two")
