@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tests.small_run import small_manifest
 
 ROOT = Path(__file__).parent.parent
-# No dropout and no batch statistics, so that a batch may be cut in two without changing what is learnt; small steps, because a ReLU that
-# switches a step earlier makes another run of it (with 3e-4 the weights were 7 % apart on one processor, else a hundred-thousandth).
+# No dropout and no batch statistics, so that a batch may be cut in two without changing what is learnt. Small steps: with 3e-4 the
+# weights were 7 % apart on one processor, with these a hundred-thousandth.
 SETTINGS = (
     "--backbone", "resnet18", "--weights", "none", "--freeze-norm", "--image-size", "32", "--probe-epochs", "0",
     "--epochs", "2", "--learning-rate", "1e-4", "--backbone-rate", "1", "--precision", "float32", "--accelerator", "cpu",
