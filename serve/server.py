@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import threading
 import time
@@ -32,6 +33,8 @@ from serve.workspace import Workspace
 logger = logging.getLogger("serve")
 
 _NUM_ATTEMPTS = 3
+_CRASHES = {-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV}
+"""Exit codes of a server that a fault of its own ended: what a wrong configuration ends has a code above 0."""
 _POLL_S = 0.05
 _NUM_TAIL_LINES = 30
 _EXIT_S = 0.5  # without models there is nothing to wait for but idle connections
@@ -119,7 +122,20 @@ class TritonServer:
         return found
 
     def _launch(self, found: installation.Installation, workspace: Workspace) -> None:
-        """Run tritonserver and wait until it is ready."""
+        """Run tritonserver and wait until it is ready; again when it crashed by itself."""
+        for attempt in range(_NUM_ATTEMPTS):
+            try:
+                self._run(found, workspace)
+                return
+            except ServerStartError as error:
+                if self.process.returncode not in _CRASHES or attempt == _NUM_ATTEMPTS - 1:
+                    raise
+                # Triton 24.10 was seen to, with boost's lock_exception, on a machine whose cores were all taken
+                logger.warning("tritonserver crashed while it started; starting it once more: %s", error)
+                self._end_process(0.0)
+                workspace.clear()
+
+    def _run(self, found: installation.Installation, workspace: Workspace) -> None:
         command = server_command(
             self.config,
             Launch(

@@ -9,12 +9,13 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from serve import installation
+from serve import installation, launch
 from serve.config import ServerConfig
 from serve.errors import (
     EmptyRepositoryError,
@@ -22,10 +23,12 @@ from serve.errors import (
     PortInUseError,
     RepositoryError,
     ServerNotFoundError,
+    ServerStartError,
     UnsupportedPlatformError,
 )
 from serve.server import TritonServer
 from tests.conftest import StartServer
+from tests.serving import coloured, infer
 from tests.small_model import small_config
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +48,39 @@ def test_port_in_use_names_port_holder_and_option(repository: Path, name: str) -
         ) as caught:
             TritonServer(ServerConfig(repository=repository, **ports)).start()
     assert (caught.value.port, caught.value.purpose) == (port, name)
+
+
+def _crash_first(monkeypatch: pytest.MonkeyPatch, num_times: int) -> list[str]:
+    """Have so many starts of the server end in an abort; one word is noted for each start."""
+    started: list[str] = []
+    real = launch.start
+
+    def start(command: Sequence[str], *arguments: Any) -> subprocess.Popen[bytes]:
+        started.append("start")
+        abort = [sys.executable, "-c", "import os; os.abort()"]
+        return real(abort if len(started) <= num_times else command, *arguments)
+
+    monkeypatch.setattr(launch, "start", start)
+    return started
+
+
+def test_server_that_crashes_while_it_starts_is_started_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton has faults that come and go; what was left of the attempt is gone."""
+    started = _crash_first(monkeypatch, 2)
+    config = ServerConfig(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(config) as server:
+        assert len(started) == 3
+        assert infer(server.grpc_url, coloured((255, 0, 0))).shape == (1, 3)
+
+
+def test_server_that_always_crashes_is_an_error(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three attempts, with the signal as exit code."""
+    started = _crash_first(monkeypatch, 99)
+    with pytest.raises(ServerStartError, match="exit code -6"):
+        TritonServer(ServerConfig(repository=repository, http_port=0, grpc_port=0, metrics_port=0)).start()
+    assert len(started) == 3
 
 
 def test_health_port_in_use(repository: Path) -> None:
