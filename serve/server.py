@@ -13,7 +13,7 @@ from types import TracebackType
 import httpx
 import psutil
 
-from serve import installation, launch, log, ports, preflight, priority, repository, unfinished
+from serve import installation, launch, log, ports, preflight, repository, unfinished
 from serve.admin import Admin
 from serve.command import TOKEN_HEADER, Launch, Ports, server_command
 from serve.concealment import blank_argument
@@ -157,8 +157,7 @@ class TritonServer:
         file = self.config.log_file or workspace.path / "server.log"
         sinks = () if self._on_log is None else (self._on_log,)
         self._reader = log.LogReader(self._process.stdout, file=file, sinks=sinks)
-        with priority.lowered(self.pids):
-            self._wait_until_ready()
+        self._wait_until_ready()
         self.startup_s = time.monotonic() - began
         blank_argument(self.pid, self.token)
         self._started = True

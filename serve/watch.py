@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import psutil
 
-from serve import priority
 from serve.admin import Admin
 from serve.errors import AdminError, AdminSilentError, RepositoryError, ServerDiedError
 from serve.probe import Answer, Finding, Prober
@@ -31,7 +30,7 @@ _CERTAIN = "is not healthy"
 """What Triton says of a model process that hangs: no second question is needed."""
 _AGAIN_S = 0.5
 """A model that did not answer well is asked again so soon, until it is repaired or given up."""
-_MIN_RELOAD_S, _RELOAD_FACTOR = 30.0, 4.0
+_MIN_RELOAD_S, _RELOAD_FACTOR = 10.0, 4.0
 """A model that is not loaded again within this time, or this many times as long as the server took to start, hangs."""
 _COLLECTED_AFTER_S = 0.05
 _STOPPED_S = 1.0
@@ -173,10 +172,7 @@ class Watch:
         try:
             check_code(self._server.repository / model)
             patience_s = max(_MIN_RELOAD_S, _RELOAD_FACTOR * self._server.startup_s)
-            with (
-                Admin(self._server.http_url, self._server.admin_headers, timeout_s=patience_s) as admin,
-                priority.lowered(self._server.pids, but=self._server.pids()),
-            ):
+            with Admin(self._server.http_url, self._server.admin_headers, timeout_s=patience_s) as admin:
                 admin.reload(model)
         except AdminSilentError as error:
             # Seen on Triton 24.10: replacing an instance that died with a request can hang and then crash the server.

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 import yaml
 
-from serve.service import Serve
+from serve.__main__ import Serve
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

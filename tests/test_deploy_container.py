@@ -13,8 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from serve.__main__ import Serve
 from serve.health import HealthServer
-from serve.service import Serve
 from tests.deployed import DEPLOY, PORTS, ROOT, image_command, instructions, read_yaml, seconds, serve_options
 
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -128,7 +128,7 @@ class Guard:
             raise ModuleNotFoundError(f"{name} is not in the image", name=name.split(".")[0])
 owned = metadata.packages_distributions()
 sys.meta_path.insert(0, Guard())
-import serve.service, export.pull, moderation_client.images, moderation_client._cli
+import serve.__main__, export.pull, moderation_client.images, moderation_client._cli
 import tritonclient.grpc
 sys.path.insert(0, "serve/backends/moderation_encoded")
 import encoded_judge, encoded_settings, encoded_versions

@@ -13,11 +13,11 @@ import httpx
 import pytest
 
 from serve import supervise
+from serve.__main__ import main
 from serve.config import ServerConfig
 from serve.errors import ResourceError, ServerDiedError, StartStoppedError
 from serve.health import HealthServer
 from serve.server import TritonServer
-from serve.service import main
 from serve.supervise import Supervisor
 from serve.watch import WatchConfig
 from serve.workspace import Workspace, sweep
