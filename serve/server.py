@@ -34,7 +34,7 @@ logger = logging.getLogger("serve")
 
 _NUM_ATTEMPTS = 3
 _CRASHES = {-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV}
-"""Exit codes of a server that a fault of its own ended: what a wrong configuration ends has a code above 0."""
+"""Exit codes of a fault of the server's own (boost's lock_exception, seen on busy cores); a wrong configuration ends it with one above 0."""
 _POLL_S = 0.05
 _NUM_TAIL_LINES = 30
 _EXIT_S = 0.5  # without models there is nothing to wait for but idle connections
@@ -130,7 +130,6 @@ class TritonServer:
             except ServerStartError as error:
                 if self.process.returncode not in _CRASHES or attempt == _NUM_ATTEMPTS - 1:
                     raise
-                # Triton 24.10 was seen to, with boost's lock_exception, on a machine whose cores were all taken
                 logger.warning("tritonserver crashed while it started; starting it once more: %s", error)
                 self._end_process(0.0)
                 workspace.clear()
@@ -149,8 +148,7 @@ class TritonServer:
             ),
         )
         environment = installation.server_environment(found)
-        if self.config.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(self.config.gpu)
+        environment |= {} if self.config.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.config.gpu)}
         began = time.monotonic()
         self._process = launch.start(command, environment, self.config.cpu_cores)
         assert self._process.stdout is not None
