@@ -209,8 +209,8 @@ def attempt(replicas: Replicas, replica: Replica, request: Request, timeout_s: f
         if reply is not None:
             return reply
         if not hung and not replica.ejected and replica.silent_s() >= PATIENCE_S:
-            patience_s = min(PROBE_TIMEOUT_S, end - time.monotonic())
-            hung = not (yield from is_alive(replicas, replica, patience_s, request.model))
+            left_s = min(PROBE_TIMEOUT_S, end - time.monotonic())
+            hung = not (yield from is_alive(replicas, replica, left_s, request.model))
         given_up = (hung or replica.ejected) and replicas.has_other(replica)
         if given_up or time.monotonic() >= end:
             reply = yield Wait(handle, 0.0)
