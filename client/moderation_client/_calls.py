@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moderation_client._encoded import judge_files, read_encoded_config, read_file
@@ -14,6 +14,7 @@ from moderation_client._errors import (
     InvalidImageError,
     ModerationError,
 )
+from moderation_client._faults import is_wrong_shape
 from moderation_client._flow import Flow, Limits, Progress, call
 from moderation_client._jobs import Batch, Job
 from moderation_client._judging import JudgedView, error_verdict, judge_view
@@ -30,7 +31,7 @@ from moderation_client._replicas import Replica
 from moderation_client._session import Session
 from moderation_client._settings import CallOptions
 from moderation_client._window import Window
-from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT, ModelSpec
+from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT, ImageSpec, ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,13 +62,15 @@ def prepare(session: Session, limits: Limits) -> Flow[None]:
 
 def read_config(session: Session, limits: Limits, first: Replica | None = None) -> Flow[None]:
     """Read the model's configuration, from `first` if it is well. Raises ModerationError."""
-    request = ConfigRequest(model=session.settings.model)
-    config = yield from call(session.replicas, request, limits, Progress(), first)
+    request, progress = ConfigRequest(model=session.settings.model), Progress()
+    config = yield from call(session.replicas, request, limits, progress, first=first)
     if session.settings.decode == "server":
         session.book.learn_limit(read_encoded_config(config))
-    else:
-        for spec in session.book.learn(config):
-            session.telemetry.model(spec)
+        return
+    for spec in session.book.learn(config):
+        session.telemetry.model(spec)
+        if progress.replica is not None:
+            session.replicas.wants(progress.replica, spec.image)
 
 
 def is_ready(session: Session, limits: Limits) -> Flow[bool]:
@@ -146,7 +149,7 @@ def decode(session: Session, job: Job, options: CallOptions) -> Tell:
             content, job.incomplete = read_file(source, limits)
             took_s = time.monotonic() - started
             return lambda window: window.prepared(job, content, 1, len(content), None, took_s)
-        spec = session.book.current(options.version).image
+        spec = session.image_spec(options.version)
         decoded = images.decode(source, spec, limits)
     except InvalidImageError as error:
         return refuse(session, job, error)
@@ -155,13 +158,18 @@ def decode(session: Session, job: Job, options: CallOptions) -> Tell:
 
 
 def infer(
-    session: Session, request: InferRequest, limits: Limits, progress: Progress, context: Any = None
+    session: Session,
+    request: InferRequest,
+    limits: Limits,
+    progress: Progress,
+    context: Any = None,
+    avoid: Collection[Replica] = (),
 ) -> Flow[InferReply]:
-    """Send one batch, counted and traced. Raises ModerationError."""
+    """Send one batch, counted and traced, to those to `avoid` only when nobody else is well. Raises ModerationError."""
     trace = session.telemetry.request(context, request.model, request.tensor.shape[0])
     request = session.with_extras(request, trace.headers)
     try:
-        reply: InferReply = yield from call(session.replicas, request, limits, progress)
+        reply: InferReply = yield from call(session.replicas, request, limits, progress, avoid=avoid)
     except ModerationError as error:
         session.counts.request(progress.attempts, type(error).__name__)
         trace.end(progress.attempts, error)
@@ -211,9 +219,19 @@ def judge_pixels(
     chunks = [memoryview(part.pixels[part.start : part.stop]).cast("B") for part in batch.parts]
     shape = batch.parts[0].pixels.shape[1:]
     request = pixel_request(session, chunks, batch.num_views, shape, options.version)
-    reply = yield from infer(session, request, limits, progress, options.context)
+    avoid = () if options.version else session.replicas.unfit(image_spec)
+    try:
+        reply = yield from infer(session, request, limits, progress, options.context, avoid)
+    except ContractError as error:
+        if is_wrong_shape(error.__cause__) and (
+            yield from _has_moved_on(session, image_spec, limits, progress)
+        ):
+            raise OtherSpec(error) from error
+        raise
     spec = yield from spec_of(session, reply, limits, progress)
     version = reply.model_version
+    if progress.replica is not None and not options.version:
+        session.replicas.wants(progress.replica, spec.image)
     if spec.image != image_spec:
         raise OtherSpec(ContractError(f"version {version} wants pictures as {spec.image}, not {image_spec}"))
     scores = scores_of(reply, SCORES_OUTPUT, (batch.num_views, len(spec.labels)))
@@ -223,6 +241,14 @@ def judge_pixels(
         judge_view(place, row, spec, version, policy)
         for place, row in zip(places, scores.tolist(), strict=True)
     ]
+
+
+def _has_moved_on(session: Session, image_spec: ImageSpec, limits: Limits, progress: Progress) -> Flow[bool]:
+    """Whether the replica that refused pictures prepared like this has another version by now, or is gone. Raises ModerationError."""
+    if session.book.is_local or progress.replica is None:
+        return False
+    yield from read_config(session, limits, progress.replica)
+    return bool(progress.replica.image_spec != image_spec)
 
 
 def score(

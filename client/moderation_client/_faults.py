@@ -67,6 +67,8 @@ TOO_SLOW = Meaning(DeadlineExceededError, Retry.UNTIL_DEADLINE)
 HUNG = "HUNG"
 """Status of our own: the replica took a request and then answered nothing, not even a health check."""
 
+WRONG_SHAPE = "unexpected shape for input"
+
 BY_MESSAGE: tuple[tuple[str, Meaning], ...] = (
     ("exceeds maximum queue size", OVERLOADED),
     ("request timeout expired", OVERLOADED),
@@ -141,6 +143,11 @@ HTTP_STATUS: dict[int, str] = {
 def status_of_http(code: int) -> str:
     """Name of the gRPC status that an HTTP status stands for."""
     return HTTP_STATUS.get(code) or ("INTERNAL" if code >= 500 else "INVALID_ARGUMENT")
+
+
+def is_wrong_shape(fault: BaseException | None) -> bool:
+    """Whether the server's model takes pictures of another size."""
+    return isinstance(fault, Fault) and WRONG_SHAPE in fault.message.lower()
 
 
 def meaning_of(fault: Fault) -> Meaning:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -121,14 +121,20 @@ class Limits:
 
 
 def call(
-    replicas: Replicas, request: Request, limits: Limits, progress: Progress, first: Replica | None = None
+    replicas: Replicas,
+    request: Request,
+    limits: Limits,
+    progress: Progress,
+    *,
+    first: Replica | None = None,
+    avoid: Collection[Replica] = (),
 ) -> Flow[Any]:
-    """Get one answer, whatever it takes within the deadline; `first` is asked first, if it is well.
+    """Get one answer, whatever it takes within the deadline; `first` is asked first, if it is well, and those to `avoid` last.
 
     Raises the ModerationError that the last real fault means; the fault is its cause.
     """
     last: Fault | None = None
-    tried: set[Replica] = set()
+    tried = set(avoid)
     while True:
         if (left := limits.deadline - time.monotonic()) <= 0:
             raise expired(limits, last, progress)

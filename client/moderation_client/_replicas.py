@@ -49,6 +49,8 @@ class Replica:
     probing: bool = False
     retry_at: float = 0.0
     heard_at: float = float("-inf")
+    image_spec: Any = None
+    """How it wants pictures prepared, as far as it has said so."""
     last_error: str | None = None
 
     def silent_s(self) -> float:
@@ -148,6 +150,22 @@ class Replicas:
             replica.ejected = replica.on_trial = False
             replica.last_error = None
 
+    def wants(self, replica: Replica, image_spec: Any) -> None:
+        """It said how pictures must be prepared for it."""
+        with self._lock:
+            replica.image_spec = image_spec
+
+    def image_specs(self) -> list[Any]:
+        """What the well ones want, one entry for each that has said so."""
+        with self._lock:
+            well = [each.image_spec for each in self.members if not each.ejected]
+            return [each for each in well if each is not None]
+
+    def unfit(self, image_spec: Any) -> set[Replica]:
+        """Those known to want pictures prepared differently: in a roll-out they have another version."""
+        with self._lock:
+            return {each for each in self.members if each.image_spec not in (None, image_spec)}
+
     def heard(self, replica: Replica) -> None:
         """It said something, if only that it is alive or full."""
         with self._lock:
@@ -165,6 +183,7 @@ class Replicas:
                 logger.warning("%s gets no requests until it is well again: %s", replica.url, fault)
                 replica.ejections += 1
             replica.ejected, replica.on_trial = True, False
+            replica.image_spec = None if meaning.ejects else replica.image_spec  # another model may come back
             pause = min(LONGEST_EJECTION_S, FIRST_EJECTION_S * 2 ** min(replica.ejections - 1, 8))
             replica.retry_at = time.monotonic() + pause
 

@@ -6,6 +6,7 @@ The two shells drive the flows of `_calls` and `_encoded` on it, one with thread
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -28,8 +29,8 @@ from moderation_client._stats import ClientStats, Counts
 from moderation_client._telemetry import Telemetry
 from moderation_client._transports import Connection
 from moderation_client._urls import Url
-from moderation_client._window import Window
-from moderation_client.contract import ModelSpec
+from moderation_client._window import COMPANY, Window
+from moderation_client.contract import ImageSpec, ModelSpec
 from moderation_client.policy import Policy
 from moderation_client.results import Verdict
 
@@ -61,6 +62,7 @@ class Session:
         self._connect = connect
         self._replicas: Replicas | None = None
         self._seen_losses = 0
+        self._num_prepared = itertools.count()
         self.starting = threading.Lock()
         """Two threads that make the first call start the client's threads once."""
         self._lock = threading.Lock()
@@ -188,6 +190,19 @@ class Session:
             return request
         parameters = {"priority": self.settings.priority} if self.settings.priority else {}
         return replace(request, parameters=parameters, headers=headers)
+
+    def image_spec(self, version: str) -> ImageSpec:
+        """How to prepare the next image: as the replicas want it, in turn where a roll-out makes them differ.
+
+        Raises ContractError when no spec says how.
+        """
+        current = self.book.current(version).image
+        wanted = [] if version or self.book.is_local else self.replicas.image_specs()
+        if not wanted:
+            return current
+        turn = next(self._num_prepared) // COMPANY  # neighbours share requests
+        chosen: ImageSpec = wanted[turn % len(wanted)]
+        return chosen
 
     def note_losses(self) -> None:
         """After a lost connection the server may be another one: its configuration is read again."""

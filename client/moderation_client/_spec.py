@@ -112,6 +112,11 @@ class SpecBook:
         return self._local is None and self._served is None
 
     @property
+    def is_local(self) -> bool:
+        """Whether the caller's own spec replaces what servers say."""
+        return self._local is not None
+
+    @property
     def max_batch(self) -> int:
         """Most views in one request."""
         with self._lock:
@@ -119,7 +124,7 @@ class SpecBook:
             return min(served, self._limit) if self._limit and self._served else self._limit or served
 
     def learn(self, config: Mapping[str, Any]) -> tuple[ModelSpec, ...]:
-        """Take over a configuration that was just read; the specs in it.
+        """Take over a configuration that was just read; the specs in it, the newest last.
 
         It joins what is known, unless that is stale: in a roll-out other replicas still have other versions.
         """
@@ -127,7 +132,7 @@ class SpecBook:
         with self._lock:
             self._served = served if self._stale or self._served is None else _joined(self._served, served)
             self._stale = False
-        return tuple(served.specs.values())
+        return tuple(served.specs[version] for version in sorted(served.specs, key=_as_number))
 
     def learn_limit(self, max_batch: int) -> None:
         """Take over the batch limit of a model that decodes and decides itself: it needs no specs here."""
