@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from export.publish import publish
 from export.repository import ModelFolder, State, stage_model
 from export.source import Pixels, Source
 from export.version import Version, sha256_of
+from moderation_client import ModerationClient
 from tests.conftest import StartServer
 from tests.serving import eventually
 from tests.small_export import pictures, quick_config, small_graph, small_source
@@ -120,6 +122,41 @@ def test_changes_under_load_fail_no_answer(
     check_answers(load, {"1": sources[0], "2": sources[1]})
     assert [row.version for row in listing.rows(repository)] == [1, 2]
     assert active(repository) == 1
+
+
+def test_picture_size_changes_under_load(tmp_path: Path, start_triton: StartServer) -> None:
+    """A version that takes larger pictures is published and taken back, and no call of the client fails."""
+    repository, scratch = tmp_path / "repository", tmp_path / "s"
+    small, large = small_source(scratch), small_source(scratch, size=48)
+    publish(small, quick_config(repository))
+    server = start_triton(repository)
+    live = LiveServer(server=server.grpc_url, token_file=server.token_file)
+    versions: list[int | str | None] = []
+    stop = threading.Event()
+    with (
+        ModerationClient(server.grpc_url, policy=small.policy) as client,
+        ThreadPoolExecutor(4) as callers,
+    ):
+
+        def ask() -> None:
+            while not stop.is_set():
+                (verdict,) = client.moderate(pictures(1, size=96))
+                versions.append(verdict.model_version)
+
+        def answered_by(version: str) -> None:
+            eventually(lambda: versions[-1:] == [version], what=f"version {version}")
+
+        asking = [callers.submit(ask) for _ in range(4)]
+        try:
+            answered_by("1")
+            publish(large, quick_config(repository, live=live))
+            answered_by("2")
+            assert operations.rollback(repository, live=live) == 1
+            answered_by("1")
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
 
 
 def check_answers(load: Load, sources: Mapping[str, Source]) -> None:
