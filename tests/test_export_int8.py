@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from export import graph, session
 from export.bias_correction import correct_biases, mean_shifts, rounded_layers
 from export.gates import Limits
 from export.int8 import Int8Settings, Quantizer, always_float, blocks
-from export.int8_search import SearchConfig, search_int8
+from export.int8_search import Found, SearchConfig, search_int8
 from export.releases import release_of
+from export.source import Source
 from export.weight_rounding import round_rows
-from tests.small_export import pictures, small_source
+from moderation_client.policy import Policy, Threshold
+from tests.small_export import pictures, small_graph, small_source
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +127,58 @@ def test_rounding_for_the_output_beats_nearest_rounding_on_correlated_inputs() -
 
 
 def test_search_puts_layers_back_to_float_until_decisions_agree(tmp_path: Path) -> None:
-    """With an unreachable target every block is tried; the trials are recorded and the best is written."""
-    source = small_source(tmp_path / "s")
+    """Below its target the search goes on, step by step; the trials are recorded and the best is written."""
+    source = _undecided(tmp_path / "s")
     graph.save(source.graph(tmp_path), tmp_path / "fp32.onnx", source.spec, release_of("24.10"))
-    config = SearchConfig(methods=("minmax",), num_blocks=2, max_float_blocks=2)
-    limits = Limits(max_score_shift=1.0, min_agreement=1.01, max_ap_drop=1.0)
-    found = search_int8(source, tmp_path / "fp32.onnx", tmp_path / "int8.onnx", limits, config)
-    assert len(found.trials) >= 2
-    assert (tmp_path / "int8.onnx").is_file()
+
+    def search(source: Source, min_agreement: float) -> Found:
+        config = SearchConfig(methods=("minmax",), num_blocks=2, float_steps=(1, 2))
+        limits = Limits(max_score_shift=1.0, min_agreement=min_agreement, max_ap_drop=1.0)
+        return search_int8(source, tmp_path / "fp32.onnx", tmp_path / "int8.onnx", limits, config)
+
+    first = search(source, 0.0)
+    assert len(first.trials) == 1
+    assert first.float_layers == ()
+    found = search(_disagreed_about(source, tmp_path / "int8.onnx"), 1.0)
+    assert found.trials[0].agreement < 1.0
+    assert found.chosen.agreement == 1.0
+    assert found.float_layers
     assert found.chosen.rank == max(trial.rank for trial in found.trials)
-    assert blocks([("a", "a2"), ("b",), ("c",)], 2) == [("a", "a2", "b"), ("c",)]
+    assert not set(found.float_layers) & set(rounded_layers(onnx.load(tmp_path / "int8.onnx")))
     assert found.to_dict()["trials"][0]["settings"]["method"] == "minmax"
+
+
+def _undecided(folder: Path) -> Source:
+    """The small network with weights in its head that leave scores between 0 and 1."""
+    model = small_graph()
+    for tensor in model.graph.initializer:
+        if tensor.name == "w3":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / 40, "w3"))
+    source = small_source(folder)
+    onnx.save(model, folder / "undecided.onnx")
+    opened = session.open_session(folder / "undecided.onnx")
+    return dataclasses.replace(
+        source, reference=lambda pixels: session.run(opened, pixels, batch=16), graph=lambda _folder: model
+    )
+
+
+def _disagreed_about(source: Source, int8: Path) -> Source:
+    """The same with a threshold between the scores of an image that FP32 and INT8 score differently."""
+    split = source.images.selection
+    views = np.flatnonzero(np.bincount(split.owners)[split.owners] == 1)
+    scores = [
+        source.reference(split.pixels[views]),
+        session.run(session.open_session(int8), split.pixels[views], batch=16),
+    ]
+    view, column = np.unravel_index(np.abs(scores[0] - scores[1]).argmax(), scores[0].shape)
+    middle = float(np.mean([each[view, column] for each in scores]))
+    thresholds = {
+        label: Threshold(review=middle if index == column else 1.0)
+        for index, label in enumerate(source.spec.labels)
+    }
+    return dataclasses.replace(source, policy=Policy(labels=source.spec.labels, thresholds=thresholds))
+
+
+def test_blocks_are_runs_of_segments() -> None:
+    """In graph order, of about equal length."""
+    assert blocks([("a", "a2"), ("b",), ("c",)], 2) == [("a", "a2", "b"), ("c",)]
