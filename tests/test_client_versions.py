@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -272,6 +273,27 @@ def test_roll_out_of_another_picture_size_costs_nothing(kind: Kind, image: Image
             assert verdict.error is None
         old.publish(spec(2, image=image), policy(0.5))
         assert {client.moderate(plain(9))[0].model_version for _ in range(20)} == {"2"}
+
+
+def test_roll_out_of_another_picture_size_behind_one_address(
+    client: Shell, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy shows old and new servers as one, and each request may meet either: images are prepared again until it fits."""
+    rng = random.Random(0)
+    versions = [spec(1), spec(2, image=ImageSpec(height=48, width=40))]
+
+    def by_either(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def answered(*arguments: Any) -> Any:
+            server.publish(rng.choice(versions), policy(0.5))
+            return answer(*arguments)
+
+        return answered
+
+    for name in ("infer", "config"):
+        monkeypatch.setattr(server.model, name, by_either(getattr(server.model, name)))
+    verdicts = [client.moderate(plain(9))[0] for _ in range(60)]
+    assert all(verdict.error is None for verdict in verdicts)
+    assert {verdict.model_version for verdict in verdicts} == {"1", "2"}
 
 
 @pytest.mark.parametrize("change", [{"parameters": None}, {"max_batch_size": "x"}, {"parameters": {"a": 1}}])

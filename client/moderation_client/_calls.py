@@ -31,7 +31,7 @@ from moderation_client._replicas import Replica
 from moderation_client._session import Session
 from moderation_client._settings import CallOptions
 from moderation_client._window import Window
-from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT, ImageSpec, ModelSpec
+from moderation_client.contract import IMAGE_INPUT, SCORES_OUTPUT, ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,11 +223,10 @@ def judge_pixels(
     try:
         reply = yield from infer(session, request, limits, progress, options.context, avoid)
     except ContractError as error:
-        if is_wrong_shape(error.__cause__) and (
-            yield from _has_moved_on(session, image_spec, limits, progress)
-        ):
-            raise OtherSpec(error) from error
-        raise
+        if session.book.is_local or options.version or not is_wrong_shape(error.__cause__):
+            raise
+        yield from read_config(session, limits, progress.replica)
+        raise OtherSpec(error) from error
     spec = yield from spec_of(session, reply, limits, progress)
     version = reply.model_version
     if progress.replica is not None and not options.version:
@@ -241,14 +240,6 @@ def judge_pixels(
         judge_view(place, row, spec, version, policy)
         for place, row in zip(places, scores.tolist(), strict=True)
     ]
-
-
-def _has_moved_on(session: Session, image_spec: ImageSpec, limits: Limits, progress: Progress) -> Flow[bool]:
-    """Whether the replica that refused pictures prepared like this has another version by now, or is gone. Raises ModerationError."""
-    if session.book.is_local or progress.replica is None:
-        return False
-    yield from read_config(session, limits, progress.replica)
-    return bool(progress.replica.image_spec != image_spec)
 
 
 def score(

@@ -32,8 +32,8 @@ COMPANY = 16
 """Views that are worth a request: one costs as much CPU as four images in it."""
 LINGER_S = 0.1
 """Longest wait of an image for company while others are being decoded."""
-MAX_REDOS = 4
-"""Times an image is prepared again because a version with another image spec answered."""
+MAX_REDOS = 16
+"""Times an image is prepared again because a version with another image spec answered: behind a proxy each try may meet either."""
 
 
 class Window:
