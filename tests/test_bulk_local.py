@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,15 @@ def test_sources_that_cannot_be_used_are_named(server: FakeServer, tmp_path: Pat
     assert not (tmp_path / "out" / "_plan" / "plan.json").exists()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT, and its children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_ends_quickly_and_keeps_what_is_done(server: FakeServer, tmp_path: Path) -> None:
     """Ctrl-C stops within an image's time; what is committed stays and the same command goes on."""
     source = folder(tmp_path / "in", pictures(NUM))
@@ -196,7 +207,7 @@ def test_interrupt_ends_quickly_and_keeps_what_is_done(server: FakeServer, tmp_p
         "0",
     ]
     server.model.latency_s = 2.0  # nothing may be done before the signal comes
-    timer = threading.Timer(0.5, lambda: __import__("signal").raise_signal(2))
+    timer = threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT))
     timer.start()
     assert main([*words, "--workers", "1"]) == 130
     timer.join()
