@@ -51,7 +51,7 @@ def test_roll_out_of_another_picture_size_costs_nothing(kind: Kind, image: Image
     ):
         verdicts = list(client.stream(plain(index % 200) for index in range(400)))
         assert [verdict.id for verdict in verdicts] == list(range(400))
-        assert {verdict.model_version for verdict in verdicts} <= {"1", "2"}
+        assert {verdict.model_version for verdict in verdicts} == {"1", "2"}, "one of them got no work"
         for _ in range(20):
             (verdict,) = client.moderate(plain(9))
             assert verdict.error is None

@@ -174,7 +174,7 @@ def test_oversize_grpc_message(impatient: Proxy, pair: list[Replica], tls: Path)
     before = {each.server().pid for each in pair}
     message = service_pb2.ModelInferRequest(model_name="moderation", raw_input_contents=[bytes(40 * 2**20)])
     with _channel(impatient, tls) as channel:
-        # not as a stream: refused halfway, one in a hundred of those hangs in gRPC 1.85, whatever its deadline
+        # not as a stream: refused halfway, those hang in gRPC 1.85 now and then, whatever their deadline
         infer: Any = channel.unary_unary(RPC, None, None)
         with pytest.raises(grpc.RpcError) as caught:
             infer(message.SerializeToString(), timeout=60.0)

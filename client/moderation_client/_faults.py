@@ -68,6 +68,7 @@ HUNG = "HUNG"
 """Status of our own: the replica took a request and then answered nothing, not even a health check."""
 
 WRONG_SHAPE = "unexpected shape for input"
+"""Triton's words, in small letters, for pictures of another size than its model takes."""
 
 BY_MESSAGE: tuple[tuple[str, Meaning], ...] = (
     ("exceeds maximum queue size", OVERLOADED),
