@@ -131,7 +131,7 @@ def _lines(axes: Any, panel: Panel, found: list[tuple[str, dict[str, Any]]], sta
     axes.set_ylim(bottom=0)
     axes.set_xlabel("s", fontsize=7)
     if 0 < len(names) <= 12:
-        axes.legend(fontsize=6, loc="upper left")
+        axes.legend(fontsize=6)
 
 
 def _bars(axes: Any, panel: Panel, found: list[tuple[str, dict[str, Any]]]) -> None:
