@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-demo: $(READY)   ## data -> training -> ONNX -> Triton -> verdicts -> latency, 11 to 13 minutes on two cores with bfloat16
+demo: $(READY)   ## data -> training -> ONNX -> Triton -> verdicts -> latency, 10 to 13 minutes on two cores with bfloat16
 	$(BIN)/python benchmarks/demo.py
 
 test: $(READY)   ## the whole suite, against the real Triton server
