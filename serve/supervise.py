@@ -19,6 +19,7 @@ from serve.watch import Watch, WatchConfig
 logger = logging.getLogger("serve")
 
 _FIRST_BACKOFF_S = 0.5
+"""Pause before the second start in a row; the first follows at once, since the other servers carry its load meanwhile."""
 _HEALTHY_AFTER_S = 60.0
 """A server that ran so long did not end because of how it was started; attempts to start one count for nothing."""
 PORT_STEP = 10
@@ -42,7 +43,7 @@ class Supervisor:
         self._on_log = on_log
         self._watch: Watch | None = None
         self._draining = False
-        self._backoff_s = _FIRST_BACKOFF_S
+        self._backoff_s = 0.0
         self._running_since: float | None = None
         self._trouble = ""
         self.server: TritonServer | None = None
@@ -79,25 +80,25 @@ class Supervisor:
                 except ServerDiedError as error:
                     pause_s = self._next_pause_s()
                     if not stop.is_set():
-                        logger.error("%s; starting it again in %.1f s", error, pause_s)
+                        logger.error("%s; starting it again %s", error, _in(pause_s))
                     self._watch = self._running_since = None
                     stop.wait(pause_s)
                 except Exception as error:
                     # no descriptor for a look, say: this must stop neither this server nor the others
                     self._trouble = f"the watch failed: {error!r}"
                     pause_s = self._next_pause_s()
-                    logger.exception("the watch over a server failed; looking again in %.1f s", pause_s)
+                    logger.exception("the watch over a server failed; looking again %s", _in(pause_s))
                     stop.wait(pause_s)
         finally:
             self._drain(stop, drain_s)
 
     def _next_pause_s(self) -> float:
-        """Twice the last pause, unless a server has run well since."""
+        """None at first, then twice the last pause, unless a server has run well since."""
         since = self._running_since
         if since is not None and time.monotonic() - since > _HEALTHY_AFTER_S:
-            self._backoff_s = _FIRST_BACKOFF_S
+            self._backoff_s = 0.0
         pause_s = self._backoff_s
-        self._backoff_s = min(2 * pause_s, self._watch_config.max_backoff_s)
+        self._backoff_s = min(max(2 * pause_s, _FIRST_BACKOFF_S), self._watch_config.max_backoff_s)
         return pause_s
 
     def _step(self) -> None:
@@ -129,6 +130,10 @@ class Supervisor:
             self.server.stop()
             self.server = None
         self.health.close()
+
+
+def _in(pause_s: float) -> str:
+    return f"in {pause_s:.1f} s" if pause_s else "at once"
 
 
 def replica_configs(config: ServerConfig, num_replicas: int) -> list[ServerConfig]:

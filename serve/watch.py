@@ -24,6 +24,7 @@ from serve.server import TritonServer
 
 logger = logging.getLogger("serve")
 
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _PATIENCE = {Answer.FAILED: 2, Answer.WRONG: 2, Answer.SILENT: 3}
 """So many in a row, and the model is loaded again."""
 _CERTAIN = "is not healthy"
@@ -33,7 +34,10 @@ _AGAIN_S = 0.5
 _MIN_RELOAD_S, _RELOAD_FACTOR = 10.0, 4.0
 """A model that is not loaded again within this time, or this many times as long as the server took to start, hangs."""
 _COLLECTED_AFTER_S = 0.05
+_STILL_S = 0.2
+"""A process that was found stopped and has not run for so long was stopped for good: samplers and `cpulimit` let it run in between."""
 _STOPPED_S = 1.0
+"""The server itself is reported after so long; it is not replaced so soon."""
 _HELD_S = 15.0
 """A server that was stopped and that nobody continues for so long is ended and started again."""
 _HELD = "the server was stopped"
@@ -52,7 +56,7 @@ class WatchConfig:
     probe_timeout_s: float = 2.0
     """Time a golden question may take."""
     max_backoff_s: float = 30.0
-    """Longest pause before a server that keeps ending is started again; the first is half a second."""
+    """Longest pause before a server that keeps ending is started again: at once the first time, then after half a second, then twice as long."""
 
     def __post_init__(self) -> None:
         """Check the values. Raises ValueError that names the field."""
@@ -128,31 +132,35 @@ class Watch:
         return min(_AGAIN_S, self._config.probe_interval_s) if doubtful else self._config.probe_interval_s
 
     def _dead_models(self) -> set[str]:
-        """Models with a process that has ended and that the server has not noticed: it would have collected it."""
-        dead = self._uncollected()
-        if dead:
-            time.sleep(_COLLECTED_AFTER_S)  # the first look can fall between a regular end and its collection
-            dead &= self._uncollected()
-        return {self._processes.get(pid, "") for pid in dead} & set(self._server.models)
+        """Models with a process that was stopped, or has ended without the server's notice: it would have collected it."""
+        found = self._suspects()
+        if found:
+            # the first look can fall between a regular end and its collection, or into a sampler's short stop
+            time.sleep(_STILL_S if any(found.values()) else _COLLECTED_AFTER_S)
+            found = {pid: num for pid, num in self._suspects().items() if pid in found and found[pid] == num}
+        return {self._processes.get(pid, "") for pid in found} & set(self._server.models)
 
-    def _uncollected(self) -> set[int]:
-        """Processes that have ended or were stopped, but for those of instances that were replaced already."""
-        ended = set()
+    def _suspects(self) -> dict[int, int | None]:
+        """Processes that have ended (None) or are stopped (how often they were switched), but for those of replaced instances."""
+        found: dict[int, int | None] = {}
         for process in psutil.Process(self._server.pid).children():
             try:
                 status = process.status()
-                if status == psutil.STATUS_ZOMBIE or self._is_stopped(process.pid, status):
-                    ended.add(process.pid)
-                if status != psutil.STATUS_ZOMBIE:
-                    self._processes.setdefault(process.pid, _model_of(process, self._server))
-                    self._end_if_abandoned(process)
+                if status == psutil.STATUS_ZOMBIE:
+                    found[process.pid] = None
+                    continue
+                if status in _STOPPED:
+                    switches = process.num_ctx_switches()
+                    found[process.pid] = switches.voluntary + switches.involuntary
+                self._processes.setdefault(process.pid, _model_of(process, self._server))
+                self._end_if_abandoned(process)
             except psutil.NoSuchProcess:
                 continue
-        return ended - set(self._abandoned)
+        return {pid: num for pid, num in found.items() if pid not in self._abandoned}
 
     def _is_stopped(self, pid: int, status: str) -> bool:
-        """Whether a process has been stopped for a while: one of several instances, so golden questions may miss it."""
-        if status not in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+        """Whether the server has been stopped for a while."""
+        if status not in _STOPPED:
             self._stopped.pop(pid, None)
             return False
         return time.monotonic() - self._stopped.setdefault(pid, time.monotonic()) > _STOPPED_S

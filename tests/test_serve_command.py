@@ -104,9 +104,9 @@ def test_pause_grows_until_a_server_has_run(monkeypatch: pytest.MonkeyPatch) -> 
     """Failed starts that take long do not shorten the pause; a server that ran for a while does."""
     supervisor = Supervisor(ServerConfig(), WatchConfig(), health_port=0)
     monkeypatch.setattr(supervise, "_HEALTHY_AFTER_S", 0.0)
-    assert [supervisor._next_pause_s() for _ in range(3)] == [0.5, 1.0, 2.0]
+    assert [supervisor._next_pause_s() for _ in range(4)] == [0.0, 0.5, 1.0, 2.0]
     supervisor._running_since = 0.0
-    assert supervisor._next_pause_s() == 0.5
+    assert supervisor._next_pause_s() == 0.0
     supervisor.close()
 
 

@@ -101,6 +101,20 @@ def test_stopped_model_process_is_replaced(supervised: Supervisor, num_stopped: 
     assert infer(supervised.server.grpc_url, coloured((0, 255, 0)))[0, 1] == pytest.approx(0.982, abs=1e-3)
 
 
+def test_process_that_is_stopped_for_moments_is_left_alone(supervised: Supervisor) -> None:
+    """A sampler or a limiter of processor time stops a process most of the time, but lets it run in between."""
+    assert supervised.server is not None
+    before = _stubs(supervised.server)
+    end_s = time.monotonic() + 3.0
+    while time.monotonic() < end_s:
+        before[0].suspend()
+        time.sleep(0.09)
+        before[0].resume()
+        time.sleep(0.01)
+        assert not supervised.problems()
+    assert {child.pid for child in _stubs(supervised.server)} == {child.pid for child in before}
+
+
 def test_dead_server_is_started_again_at_the_same_addresses(supervised: Supervisor) -> None:
     """When tritonserver itself is killed it comes back with the same ports and the same token."""
     server = supervised.server
