@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moderation_client import ContractError, ImageSpec
@@ -57,6 +58,25 @@ def test_roll_out_of_another_picture_size_costs_nothing(kind: Kind, image: Image
             assert verdict.error is None
         old.publish(spec(2, image=image), policy(0.5))
         assert {client.moderate(plain(9))[0].model_version for _ in range(20)} == {"2"}
+
+
+def test_prepared_pixels_go_where_their_size_is_taken(kind: Kind) -> None:
+    """Callers that prepare pixels themselves get scores as long as one replica takes their size, then the reason."""
+    image = ImageSpec(height=48, width=40)
+    with (
+        FakeServer(spec=spec(2, image=image)) as new,
+        FakeServer(spec=spec(1)) as old,
+        kind.connect(new, old) as client,
+    ):
+        for size in ((32, 32), (48, 40)):
+            pixels = np.zeros((3, *size, 3), np.uint8)
+            for _ in range(10):
+                assert client.score(pixels).shape == (3, 3)
+        old.publish(spec(2, image=image), policy(0.5))
+        with pytest.raises(ContractError, match="unexpected shape"):
+            client.score(np.zeros((1, 32, 32, 3), np.uint8))
+        for _ in range(4):
+            assert client.score(np.zeros((1, 48, 40, 3), np.uint8)).shape == (1, 3)
 
 
 def test_roll_out_of_another_picture_size_behind_one_address(

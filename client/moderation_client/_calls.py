@@ -245,10 +245,27 @@ def judge_pixels(
 def score(
     session: Session, pixels: NDArray[np.uint8], version: str, limits: Limits
 ) -> Flow[NDArray[np.float32]]:
-    """Scores, float32 [N, num_labels], of prepared pixels, uint8 [N, H, W, 3]; N at most the server's batch."""
+    """Scores, float32 [N, num_labels], of prepared pixels, uint8 [N, H, W, 3]; N at most the server's batch.
+
+    In a roll-out to another picture size they go to the replicas that take theirs. Raises ContractError when none does.
+    """
     chunks = [memoryview(pixels.data).cast("B")]
     request = pixel_request(session, chunks, len(pixels), pixels.shape[1:], version)
-    progress = Progress()
-    reply = yield from infer(session, request, limits, progress)
+    progress, refused = Progress(), set[Replica]()
+    while True:
+        avoid = set() if version else refused | session.replicas.of_other_size(*pixels.shape[1:3])
+        try:
+            reply = yield from infer(session, request, limits, progress, avoid=avoid)
+            break
+        except ContractError as error:
+            replica = progress.replica
+            if version or replica is None or replica in refused or not is_wrong_shape(error.__cause__):
+                raise
+            refused.add(replica)
+            if len(refused) == len(session.replicas.members):
+                raise
+            yield from read_config(session, limits, replica)
     spec = yield from spec_of(session, reply, limits, progress)
+    if progress.replica is not None and not version:
+        session.replicas.wants(progress.replica, spec.image)
     return scores_of(reply, SCORES_OUTPUT, (len(pixels), len(spec.labels)))

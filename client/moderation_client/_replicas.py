@@ -166,6 +166,12 @@ class Replicas:
         with self._lock:
             return {each for each in self.members if each.image_spec not in (None, image_spec)}
 
+    def of_other_size(self, height: int, width: int) -> set[Replica]:
+        """Those known to take pictures of another size."""
+        with self._lock:
+            said = [(each, each.image_spec) for each in self.members if each.image_spec is not None]
+            return {each for each, spec in said if (spec.height, spec.width) != (height, width)}
+
     def heard(self, replica: Replica) -> None:
         """It said something, if only that it is alive or full."""
         with self._lock:
