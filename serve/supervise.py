@@ -72,8 +72,10 @@ class Supervisor:
 
     def run(self, stop: threading.Event, *, drain_s: float = 0.0) -> None:
         """Watch until `stop`; then report unready for `drain_s`, and stop the server."""
+        pause_s = self._watch_config.interval_s
         try:
-            while not stop.wait(self._watch_config.interval_s):
+            while not stop.wait(pause_s):
+                pause_s = self._watch_config.interval_s
                 try:
                     self._step()
                     self._trouble = ""
@@ -82,13 +84,11 @@ class Supervisor:
                     if not stop.is_set():
                         logger.error("%s; starting it again %s", error, _in(pause_s))
                     self._watch = self._running_since = None
-                    stop.wait(pause_s)
                 except Exception as error:
                     # no descriptor for a look, say: this must stop neither this server nor the others
                     self._trouble = f"the watch failed: {error!r}"
                     pause_s = self._next_pause_s()
                     logger.exception("the watch over a server failed; looking again %s", _in(pause_s))
-                    stop.wait(pause_s)
         finally:
             self._drain(stop, drain_s)
 
