@@ -75,7 +75,7 @@ class Watch:
         self._prober = Prober(server.http_url, server.repository, timeout_s=config.probe_timeout_s)
         self._processes: dict[int, str] = {}
         self._abandoned: dict[int, float] = {}
-        self._stopped: dict[int, float] = {}
+        self._stopped_since: float | None = None
         self._strikes: Counter[str] = Counter()
         self._answered: dict[str, int] = {}
         self._heard_at: dict[str, float] = {}
@@ -108,16 +108,18 @@ class Watch:
 
     def _is_held(self) -> bool:
         """Whether the server itself was stopped. Raises ServerDiedError when that lasted too long, and it was ended."""
-        pid = self._server.pid
-        lasts = self._is_stopped(pid, psutil.Process(pid).status())
-        if pid not in self._stopped:
+        pid, now = self._server.pid, time.monotonic()
+        if psutil.Process(pid).status() not in _STOPPED:
+            self._stopped_since = None
             return False
-        if lasts:
+        if self._stopped_since is None:
+            self._stopped_since = now
+        if now - self._stopped_since > _STOPPED_S:
             if set(self.problems.values()) != {_HELD}:
                 logger.error("tritonserver (process %d) was stopped", pid)
             self.problems = dict.fromkeys(self._server.models, _HELD)
             self._probed_at = float("-inf")  # asked at once when it is continued
-        if time.monotonic() - self._stopped[pid] > _HELD_S:
+        if now - self._stopped_since > _HELD_S:
             self._end()
             raise ServerDiedError(f"tritonserver was stopped for {_HELD_S:g} s", exit_code=None)
         return True
@@ -157,13 +159,6 @@ class Watch:
             except psutil.NoSuchProcess:
                 continue
         return {pid: num for pid, num in found.items() if pid not in self._abandoned}
-
-    def _is_stopped(self, pid: int, status: str) -> bool:
-        """Whether the server has been stopped for a while."""
-        if status not in _STOPPED:
-            self._stopped.pop(pid, None)
-            return False
-        return time.monotonic() - self._stopped.setdefault(pid, time.monotonic()) > _STOPPED_S
 
     def _end_if_abandoned(self, process: psutil.Process) -> None:
         """End a process of a replaced instance that its server never will."""

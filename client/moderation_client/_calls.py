@@ -251,21 +251,22 @@ def score(
     """
     chunks = [memoryview(pixels.data).cast("B")]
     request = pixel_request(session, chunks, len(pixels), pixels.shape[1:], version)
+    follows = not version and not session.book.is_local
     progress, refused = Progress(), set[Replica]()
     while True:
-        avoid = set() if version else refused | session.replicas.of_other_size(*pixels.shape[1:3])
+        avoid = refused | session.replicas.of_other_size(*pixels.shape[1:3]) if follows else ()
         try:
             reply = yield from infer(session, request, limits, progress, avoid=avoid)
             break
         except ContractError as error:
             replica = progress.replica
-            if version or replica is None or replica in refused or not is_wrong_shape(error.__cause__):
+            if not follows or replica is None or replica in refused or not is_wrong_shape(error.__cause__):
                 raise
             refused.add(replica)
-            if len(refused) == len(session.replicas.members):
+            if refused.issuperset(session.replicas.members):
                 raise
             yield from read_config(session, limits, replica)
     spec = yield from spec_of(session, reply, limits, progress)
-    if progress.replica is not None and not version:
+    if progress.replica is not None and follows:
         session.replicas.wants(progress.replica, spec.image)
     return scores_of(reply, SCORES_OUTPUT, (len(pixels), len(spec.labels)))
