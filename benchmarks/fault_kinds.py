@@ -158,4 +158,4 @@ def started(replicas: list[Replica]) -> Iterator[list[Replica]]:
             replica.start()
         yield replicas
         for replica in replicas:
-            replica.begin_stop()  # all at once: each takes two seconds
+            replica.begin_stop()  # all at once

@@ -10,6 +10,7 @@ import httpx
 
 from moderation_client.contract import MODEL_NAME
 from serve.errors import AdminError, AdminSilentError
+from serve.local_http import local_client
 
 _POLL_S = 0.05
 
@@ -19,16 +20,7 @@ class Admin:
 
     def __init__(self, http_url: str, headers: Mapping[str, str], *, timeout_s: float = 60.0) -> None:
         """`headers` are `TritonServer.admin_headers`."""
-        self._http = httpx.Client(
-            base_url=f"http://{http_url}",
-            headers=headers,
-            timeout=timeout_s,
-            trust_env=False,
-            verify=False,  # noqa: S501  # plain HTTP on this machine: loading certificates would only cost time
-            limits=httpx.Limits(
-                max_keepalive_connections=0
-            ),  # an idle connection would hold up the server's exit
-        )
+        self._http = local_client(http_url, timeout_s=timeout_s, headers=headers)
 
     def __enter__(self) -> Admin:
         """Open."""
@@ -63,12 +55,24 @@ class Admin:
     def unload(self, model: str, *, timeout_s: float = 0.0) -> bool:
         """Take no new requests for a model; whether those that ran are finished within `timeout_s`. Raises AdminError."""
         deadline = time.monotonic() + timeout_s
-        self._post(f"/v2/repository/models/{model}/unload")
-        while set(self.states(model).values()) - {"UNAVAILABLE", ""}:
+        self.begin_unload(model)
+        while self.is_loaded(model):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_POLL_S)
         return True
+
+    def begin_unload(self, model: str) -> None:
+        """Take no new requests for a model. Raises AdminError."""
+        self._post(f"/v2/repository/models/{model}/unload")
+
+    def is_loaded(self, model: str) -> bool:
+        """Whether any version of a model is still there, be it on its way out. Raises AdminError."""
+        return bool(set(self.states(model).values()) - {"UNAVAILABLE", ""})
+
+    def set_verbosity(self, level: int) -> None:
+        """Let the server's log say more, or less. Raises AdminError."""
+        self._ask("POST", "/v2/logging", {"log_verbose_level": level})
 
     def reload(self, model: str) -> None:
         """Replace every instance of a model by a new one. Raises AdminError with the server's reason.
@@ -82,9 +86,9 @@ class Admin:
     def _post(self, path: str) -> httpx.Response:
         return self._ask("POST", path)
 
-    def _ask(self, method: str, path: str) -> httpx.Response:
+    def _ask(self, method: str, path: str, content: Mapping[str, int] | None = None) -> httpx.Response:
         try:
-            response = self._http.request(method, path)
+            response = self._http.request(method, path, json=content)
         except httpx.TimeoutException as error:
             raise AdminSilentError(f"{path}: no answer in time") from error
         except httpx.HTTPError as error:

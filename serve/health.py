@@ -19,6 +19,8 @@ from serve.ports import in_use
 Problems = Mapping[str, str]
 _MAX_CONNECTIONS = 32
 """One more, and the oldest is closed: a question takes a moment, so the oldest is one that never asks."""
+_POLL_S = 0.05
+"""How long an end may take to be noticed."""
 
 
 class HealthServer:
@@ -31,7 +33,9 @@ class HealthServer:
         except OSError as error:
             raise _port_error(host, port, error) from error
         self.url = f"{host}:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="health", daemon=True
+        ).start()
 
     def close(self) -> None:
         """Stop listening."""

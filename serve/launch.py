@@ -41,7 +41,7 @@ def start(
 
 
 def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """SIGTERM, then, when that does not help in time, SIGKILL; children that outlive it too."""
+    """SIGTERM, then, when that does not help in time, SIGKILL; then its children, of no use without it."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -52,8 +52,9 @@ def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
             process.wait(timeout_s)
     process.kill()
     process.wait()
-    for child in psutil.wait_procs(children, timeout=1.0 if timeout_s > 0 else 0.0)[1]:
-        child.kill()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _popen(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -7,10 +7,11 @@ state and without reason), so the end of the log is what a start-up error is mad
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +40,8 @@ class LogReader:
         """Start reading. `file` is appended to; each of `sinks` is called with every line."""
         self._lines: collections.deque[str] = collections.deque(maxlen=_NUM_LINES_KEPT)
         self._sinks = tuple(sinks)
+        self._heard: list[str] | None = None
+        self._quiet = False
         self._file = file.open("a", encoding="utf-8") if file is not None else None
         self._thread = threading.Thread(target=self._read, args=(stream,), name="server-log", daemon=True)
         self._thread.start()
@@ -46,6 +49,16 @@ class LogReader:
     def lines(self) -> tuple[str, ...]:
         """Return the last lines, oldest first."""
         return tuple(self._lines)
+
+    @contextlib.contextmanager
+    def listen(self, *, quietly: bool) -> Iterator[list[str]]:
+        """Collect lines of severity info; `quietly` keeps them out of the log, while the server is made to say more than anybody wants."""
+        heard: list[str] = []
+        self._quiet, self._heard = quietly, heard
+        try:
+            yield heard
+        finally:
+            self._heard, self._quiet = None, False
 
     def close(self, *, timeout_s: float = 5.0) -> None:
         """Wait for the end of the output."""
@@ -57,8 +70,17 @@ class LogReader:
         with stream:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").rstrip("\n")
-                self._lines.append(line)
-                self._pass_on(line)
+                if not self._overheard(line):
+                    self._lines.append(line)
+                    self._pass_on(line)
+
+    def _overheard(self, line: str) -> bool:
+        """Whether a line was for somebody who listens, and for nobody else."""
+        heard, found = self._heard, _LINE.match(line)
+        if heard is None or found is None or found["severity"] != "I":
+            return False
+        heard.append(line)
+        return self._quiet
 
     def _pass_on(self, line: str) -> None:
         """Write and forward a line; a full disk or a closed terminal must not block the server's output."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from moderation_client.contract import ENCODED_INPUT, IMAGE_INPUT, SCORES_OUTPUT, VERDICT_OUTPUT
 from serve.backends.onnxruntime.ort_manifest import MANIFEST
+from serve.local_http import local_client
 
 GOLDEN = "golden.npy"
 _TOLERANCE = 0.05  # INT8 kernels differ a little between processors
@@ -53,15 +54,7 @@ class Prober:
 
     def __init__(self, http_url: str, repository: Path, *, timeout_s: float) -> None:
         """`http_url` is `TritonServer.http_url`."""
-        self._http = httpx.Client(
-            base_url=f"http://{http_url}/v2/models",
-            timeout=timeout_s,
-            trust_env=False,
-            verify=False,  # noqa: S501  # plain HTTP on this machine: loading certificates would only cost time
-            limits=httpx.Limits(
-                max_keepalive_connections=0
-            ),  # an idle connection would hold up the server's exit
-        )
+        self._http = local_client(http_url, path="/v2/models", timeout_s=timeout_s)
         self._repository = repository
         self._timeout_s = timeout_s
         self._first: dict[tuple[str, str], NDArray[np.float32]] = {}

@@ -13,7 +13,7 @@ from types import TracebackType
 import httpx
 import psutil
 
-from serve import installation, launch, log, ports, preflight, repository, unfinished
+from serve import drain, installation, launch, log, ports, preflight, repository, unfinished
 from serve.admin import Admin
 from serve.command import TOKEN_HEADER, Launch, Ports, server_command
 from serve.concealment import blank_argument
@@ -27,6 +27,7 @@ from serve.errors import (
     ServerStartError,
     StartStoppedError,
 )
+from serve.local_http import local_client
 from serve.preflight import token
 from serve.workspace import Workspace
 
@@ -37,7 +38,7 @@ _CRASHES = {-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV}
 """Exit codes of a fault of the server's own (boost's lock_exception, seen on busy cores); a wrong configuration ends it with one above 0."""
 _POLL_S = 0.05
 _NUM_TAIL_LINES = 30
-_EXIT_S = 0.5  # without models there is nothing to wait for but idle connections
+_EXIT_S = 0.2  # no request runs any more: for answers on their way, and for callers to be told goodbye
 
 
 class TritonServer:
@@ -162,7 +163,7 @@ class TritonServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
-        with httpx.Client(base_url=f"http://{self.http_url}", timeout=1.0, trust_env=False) as http:
+        with local_client(self.http_url, timeout_s=1.0) as http:
             while time.monotonic() < deadline:
                 if self.process.poll() is not None:
                     raise self._start_error(f"tritonserver ended with exit code {self.process.returncode}")
@@ -273,17 +274,17 @@ class TritonServer:
             self._reader.close()
 
     def _finish_requests(self, timeout_s: float) -> None:
-        """Unload every model, which waits for its requests.
+        """Let those that run be answered.
 
         The server's own way of ending would first wait for every idle HTTP connection to be closed by its caller, up
         to its whole time, and then drop the requests that run.
         """
-        deadline = time.monotonic() + timeout_s
+        assert self._reader is not None
         try:
             with Admin(self.http_url, self.admin_headers, timeout_s=timeout_s) as admin:
-                for model in admin.loaded():
-                    if not admin.unload(model, timeout_s=deadline - time.monotonic()):
-                        logger.warning("model %s still had requests after %.0f s", model, timeout_s)
+                drain.finish_requests(
+                    admin, self._reader, verbosity=self.config.log_verbose, timeout_s=timeout_s
+                )
         except AdminError as error:
             logger.warning("the models were not unloaded before the end: %s", error)
 

@@ -68,36 +68,6 @@ def test_concurrent_callers_share_batches(
     assert counts["nv_inference_count"] / counts["nv_inference_exec_count"] > 1.5
 
 
-def test_stop_finishes_requests_and_leaves_nothing(
-    start_triton: StartServer, repository_factory: Callable[..., Path]
-) -> None:
-    """A request that waits in the queue when the server is stopped is answered, although an idle HTTP connection is open.
-
-    Afterwards there is no process, no shared memory and no folder of it.
-    """
-    config = small_config(max_queue_delay_us=1_000_000)
-    config.dynamic_batching.preferred_batch_size.append(8)
-    server = start_triton(repository_factory(config=config), exit_timeout_s=20.0)
-    pids, prefix, folder = server.pids(), server.shm_prefix, server.token_file.parent
-    with httpx.Client(trust_env=False) as idle, ThreadPoolExecutor(1) as pool:
-        assert idle.get(f"http://{server.http_url}/v2/health/ready").status_code == 200
-        answer = pool.submit(infer, server.grpc_url, coloured((255, 0, 0)))
-        eventually(lambda: _pending(server) > 0, what="request in the queue")
-        server.stop()
-        assert answer.result(timeout=10)[0, 0] == pytest.approx(0.982, abs=1e-3)
-    assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert list(SHARED_MEMORY.glob(f"{prefix}*")) == []
-    assert not folder.exists()
-
-
-def _pending(server: TritonServer) -> float:
-    text = httpx.get(
-        f"http://{server.metrics_url}/metrics", trust_env=False, headers={"Connection": "close"}
-    ).text
-    lines = [line for line in text.splitlines() if line.startswith("nv_inference_pending_request_count")]
-    return sum(float(line.split()[-1]) for line in lines)
-
-
 @pytest.fixture
 def command(repository: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Run `python -m serve` on the small repository with free ports; killed after the test if it still runs."""
