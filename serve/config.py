@@ -1,4 +1,4 @@
-"""What can be chosen about a server: addresses, models, limits, TLS, logs. Values are checked when the object is made."""
+"""What can be chosen about a server: addresses, models, limits, TLS, logs, and how it is watched. Values are checked when the object is made."""
 
 from __future__ import annotations
 
@@ -69,3 +69,23 @@ class ServerConfig:
             raise ValueError("tls_cert and tls_key belong together: give both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca (mutual TLS) needs tls_cert and tls_key")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """How closely a server is watched."""
+
+    interval_s: float = 0.25
+    """Time between two looks at the server's processes."""
+    probe_interval_s: float = 2.0
+    """Time between two golden questions to every model; one follows every repair at once, a bad answer within half a second."""
+    probe_timeout_s: float = 2.0
+    """Time a golden question may take."""
+    max_backoff_s: float = 30.0
+    """Longest pause before a server that keeps ending is started again: at once the first time, then after half a second, then twice as long."""
+
+    def __post_init__(self) -> None:
+        """Check the values. Raises ValueError that names the field."""
+        for name in ("interval_s", "probe_interval_s", "probe_timeout_s", "max_backoff_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -22,3 +22,11 @@ def local_client(
         verify=False,  # noqa: S501  # plain HTTP on this machine: loading certificates would only cost time
         limits=_NO_IDLE,
     )
+
+
+def answers(client: httpx.Client, path: str) -> bool:
+    """Whether the server says 200."""
+    try:
+        return client.get(path).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False

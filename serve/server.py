@@ -8,18 +8,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
-import httpx
 import psutil
 
-from serve import drain, installation, launch, log, ports, preflight, repository, unfinished
-from serve.admin import Admin
+from serve import installation, launch, log, ports, preflight, repository, unfinished
 from serve.command import TOKEN_HEADER, Launch, Ports, server_command
 from serve.concealment import blank_argument
 from serve.config import ServerConfig
 from serve.errors import (
-    AdminError,
     ModelLoadError,
     PortInUseError,
     ResourceError,
@@ -27,7 +25,6 @@ from serve.errors import (
     ServerStartError,
     StartStoppedError,
 )
-from serve.local_http import local_client
 from serve.preflight import token
 from serve.workspace import Workspace
 
@@ -57,13 +54,19 @@ class TritonServer:
         *,
         on_log: Callable[[str], None] | None = None,
         stop: threading.Event | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
-        """Remember what to start; `on_log` gets every line of the server's log, a start ends early when `stop` is set."""
+        """Remember what to start.
+
+        `on_log` gets every line of the server's log, a start ends early when `stop` is set, `meanwhile` is called while
+        tritonserver starts.
+        """
         self.config = config
         self.repository = config.repository
         self.models: tuple[str, ...] = ()
         self._on_log = on_log
         self._stop = stop if stop is not None else threading.Event()
+        self._meanwhile = meanwhile
         self._started = False
         self.startup_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -156,6 +159,7 @@ class TritonServer:
         file = self.config.log_file or workspace.path / "server.log"
         sinks = () if self._on_log is None else (self._on_log,)
         self._reader = log.LogReader(self._process.stdout, file=file, sinks=sinks)
+        self._meanwhile()
         self._wait_until_ready()
         self.startup_s = time.monotonic() - began
         blank_argument(self.pid, self.token)
@@ -163,20 +167,23 @@ class TritonServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
+        from serve.local_http import answers, local_client  # noqa: PLC0415  # loads httpx while tritonserver starts
+
         with local_client(self.http_url, timeout_s=1.0) as http:
+            answer = partial(answers, http)
             while time.monotonic() < deadline:
                 if self.process.poll() is not None:
                     raise self._start_error(f"tritonserver ended with exit code {self.process.returncode}")
-                if _answers(http, "/v2/health/ready"):
-                    self._check_models(http)
+                if answer("/v2/health/ready"):
+                    self._check_models(answer)
                     return
                 if self._stop.wait(_POLL_S):
                     raise StartStoppedError("the start was given up: the server was told to stop")
         raise self._start_error(f"tritonserver was not ready within {self.config.startup_timeout_s:g} s")
 
-    def _check_models(self, http: httpx.Client) -> None:
+    def _check_models(self, answer: Callable[[str], bool]) -> None:
         """Ask for each model: a server without models is 'ready', too."""
-        unready = [name for name in self.models if not _answers(http, f"/v2/models/{name}/ready")]
+        unready = [name for name in self.models if not answer(f"/v2/models/{name}/ready")]
         if unready:
             raise self._start_error(f"{', '.join(unready)} did not become ready")
 
@@ -256,8 +263,13 @@ class TritonServer:
         `exit_timeout_s`); 0 kills at once.
         """
         limit_s = self.config.exit_timeout_s if timeout_s is None else timeout_s
-        if limit_s > 0 and self._started and self.process.poll() is None:
-            self._finish_requests(limit_s)
+        if limit_s > 0 and self._started and self._reader is not None and self.process.poll() is None:
+            from serve.drain import finish_requests  # noqa: PLC0415  # see _wait_until_ready
+
+            verbosity = self.config.log_verbose
+            finish_requests(
+                self.http_url, self.admin_headers, self._reader, verbosity=verbosity, timeout_s=limit_s
+            )
         self._end_process(min(limit_s, _EXIT_S))
         if self._workspace is not None:
             self._workspace.close()
@@ -273,29 +285,7 @@ class TritonServer:
         if self._reader is not None:
             self._reader.close()
 
-    def _finish_requests(self, timeout_s: float) -> None:
-        """Let those that run be answered.
-
-        The server's own way of ending would first wait for every idle HTTP connection to be closed by its caller, up
-        to its whole time, and then drop the requests that run.
-        """
-        assert self._reader is not None
-        try:
-            with Admin(self.http_url, self.admin_headers, timeout_s=timeout_s) as admin:
-                drain.finish_requests(
-                    admin, self._reader, verbosity=self.config.log_verbose, timeout_s=timeout_s
-                )
-        except AdminError as error:
-            logger.warning("the models were not unloaded before the end: %s", error)
-
 
 def _resource_error(error: OSError) -> ResourceError:
     """Say what of this machine was missing; the system's words have the file."""
     return ResourceError(f"the server cannot be started here: {error}; make room, or give another place")
-
-
-def _answers(http: httpx.Client, path: str) -> bool:
-    try:
-        return http.get(path).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False

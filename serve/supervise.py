@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serve.config import ServerConfig
+from serve.config import ServerConfig, WatchConfig
 from serve.errors import ServeError, ServerDiedError
 from serve.health import HealthServer
 from serve.server import TritonServer
-from serve.watch import Watch, WatchConfig
+
+if TYPE_CHECKING:
+    from serve.watch import Watch
 
 logger = logging.getLogger("serve")
 
@@ -59,12 +63,14 @@ class Supervisor:
 
     def start(self, stop: threading.Event | None = None) -> TritonServer:
         """Start the server, or give it up when `stop` is set. Raises ServeError."""
-        self.server = TritonServer(self._config, on_log=self._on_log, stop=stop)
+        self.server = TritonServer(self._config, on_log=self._on_log, stop=stop, meanwhile=_load_watch)
         self.server.start()
         self._begin_watch(self.server)
         return self.server
 
     def _begin_watch(self, server: TritonServer) -> None:
+        from serve.watch import Watch  # noqa: PLC0415  # see _load_watch
+
         watch = Watch(server, self._watch_config)
         watch.check()
         self._watch = watch
@@ -130,6 +136,11 @@ class Supervisor:
             self.server.stop()
             self.server = None
         self.health.close()
+
+
+def _load_watch() -> None:
+    """Load what a watch needs (numpy, httpx) while tritonserver starts, not before: that would add a quarter to the time."""
+    importlib.import_module("serve.watch")
 
 
 def _in(pause_s: float) -> str:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
 
 import psutil
 
 from serve.admin import Admin
+from serve.config import WatchConfig
 from serve.errors import AdminError, AdminSilentError, RepositoryError, ServerDiedError
 from serve.probe import Answer, Finding, Prober
 from serve.repository import check_code
@@ -43,26 +43,6 @@ _HELD_S = 15.0
 _HELD = "the server was stopped"
 _LINGER_S = 3.0
 """Processes of an instance that was replaced may take so long to end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchConfig:
-    """How closely a server is watched."""
-
-    interval_s: float = 0.25
-    """Time between two looks at the server's processes."""
-    probe_interval_s: float = 2.0
-    """Time between two golden questions to every model; one follows every repair at once, a bad answer within half a second."""
-    probe_timeout_s: float = 2.0
-    """Time a golden question may take."""
-    max_backoff_s: float = 30.0
-    """Longest pause before a server that keeps ending is started again: at once the first time, then after half a second, then twice as long."""
-
-    def __post_init__(self) -> None:
-        """Check the values. Raises ValueError that names the field."""
-        for name in ("interval_s", "probe_interval_s", "probe_timeout_s", "max_backoff_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 class Watch:

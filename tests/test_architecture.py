@@ -87,6 +87,15 @@ def test_client_imports_without_heavy_packages() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_serve_loads_numpy_and_httpx_beside_tritonserver() -> None:
+    """Not before it is started: they would add a quarter to the time until a replica that was restarted is back."""
+    code = "import sys, serve.__main__; print([each for each in ('numpy', 'httpx') if each in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_client_needs_only_its_declared_packages() -> None:
     """Every third-party package that the client imports is a dependency or an extra of the distribution."""
     declared = {

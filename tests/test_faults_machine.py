@@ -24,10 +24,10 @@ from export.errors import RepositoryError
 from export.publish import publish
 from export.repository import ModelFolder
 from moderation_client import ModerationClient
-from serve.config import ServerConfig
+from serve.config import ServerConfig, WatchConfig
 from serve.errors import RepositoryError as UnusableError
 from serve.server import TritonServer
-from serve.watch import Watch, WatchConfig
+from serve.watch import Watch
 from tests.conftest import StartServer
 from tests.serving import coloured, eventually, infer
 from tests.small_export import quick_config, small_source

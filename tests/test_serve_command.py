@@ -14,12 +14,11 @@ import pytest
 
 from serve import supervise
 from serve.__main__ import main
-from serve.config import ServerConfig
+from serve.config import ServerConfig, WatchConfig
 from serve.errors import ResourceError, ServerDiedError, StartStoppedError
 from serve.health import HealthServer
 from serve.server import TritonServer
 from serve.supervise import Supervisor
-from serve.watch import WatchConfig
 from serve.workspace import Workspace, sweep
 from tests.serving import eventually
 

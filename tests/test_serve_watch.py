@@ -20,11 +20,11 @@ import pytest
 from numpy.typing import NDArray
 
 from serve.admin import Admin
-from serve.config import ServerConfig
+from serve.config import ServerConfig, WatchConfig
 from serve.probe import GOLDEN, Answer, Finding, Prober
 from serve.server import TritonServer
 from serve.supervise import Supervisor, replica_configs
-from serve.watch import Watch, WatchConfig
+from serve.watch import Watch
 from tests.conftest import StartServer
 from tests.serving import coloured, eventually, infer
 from tests.small_model import add_version, expected_scores, small_config, write_config
