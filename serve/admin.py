@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from types import TracebackType
-
-import httpx
 
 from moderation_client.contract import MODEL_NAME
 from serve.errors import AdminError, AdminSilentError
-from serve.local_http import local_client
+from serve.local_http import NoAnswerError, Reply, SilentError, ask
 
 _POLL_S = 0.05
 
 
 class Admin:
-    """Calls of Triton's model-repository extension. Use as a context manager."""
+    """Calls of Triton's model-repository extension, and of two more."""
 
     def __init__(self, http_url: str, headers: Mapping[str, str], *, timeout_s: float = 60.0) -> None:
         """`headers` are `TritonServer.admin_headers`."""
-        self._http = local_client(http_url, timeout_s=timeout_s, headers=headers)
-
-    def __enter__(self) -> Admin:
-        """Open."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self._http.close()
+        self._address = http_url
+        self._headers = headers
+        self._timeout_s = timeout_s
 
     def loaded(self) -> list[str]:
         """Names of the models that have a ready version, those that others call last. Raises AdminError."""
@@ -83,16 +73,19 @@ class Admin:
         self.unload(model)
         self.load(model)
 
-    def _post(self, path: str) -> httpx.Response:
+    def _post(self, path: str) -> Reply:
         return self._ask("POST", path)
 
-    def _ask(self, method: str, path: str, content: Mapping[str, int] | None = None) -> httpx.Response:
+    def _ask(self, method: str, path: str, content: Mapping[str, int] | None = None) -> Reply:
+        body = None if content is None else json.dumps(content).encode()
         try:
-            response = self._http.request(method, path, json=content)
-        except httpx.TimeoutException as error:
+            reply = ask(
+                self._address, method, path, timeout_s=self._timeout_s, body=body, headers=self._headers
+            )
+        except SilentError as error:
             raise AdminSilentError(f"{path}: no answer in time") from error
-        except httpx.HTTPError as error:
+        except NoAnswerError as error:
             raise AdminError(f"{path}: {error}") from error
-        if response.status_code != httpx.codes.OK:
-            raise AdminError(f"{path}: {response.text.strip() or response.status_code}")
-        return response
+        if not reply.ok:
+            raise AdminError(f"{path}: {reply.text or reply.status}")
+        return reply

@@ -31,10 +31,8 @@ def finish_requests(
     """
     deadline = time.monotonic() + timeout_s
     try:
-        with (
-            Admin(http_url, headers, timeout_s=timeout_s) as admin,
-            reader.listen(quietly=verbosity == 0) as said,
-        ):
+        admin = Admin(http_url, headers, timeout_s=timeout_s)
+        with reader.listen(quietly=verbosity == 0) as said:
             admin.set_verbosity(max(1, verbosity))
             for model in admin.loaded():
                 if not _finish(admin, model, said, deadline):

@@ -1,32 +1,66 @@
-"""HTTP to the server on this machine."""
+"""HTTP to the server on this machine.
+
+With the standard library: httpx would take as long to load as everything else here, and a replica that is restarted would be
+back so much later. A connection serves one request: an idle one would hold up the server's exit.
+"""
 
 from __future__ import annotations
 
+import http.client
+import json
 from collections.abc import Mapping
-
-import httpx
-
-_NO_IDLE = httpx.Limits(max_keepalive_connections=0)
-"""An idle connection would hold up the server's exit."""
+from dataclasses import dataclass
+from typing import Any
 
 
-def local_client(
-    http_url: str, *, timeout_s: float, path: str = "", headers: Mapping[str, str] | None = None
-) -> httpx.Client:
-    """Open a client for addresses below `path` of a server, `http_url` being "HOST:PORT"; the environment's proxies are not for it."""
-    return httpx.Client(
-        base_url=f"http://{http_url}{path}",
-        headers=headers,
-        timeout=timeout_s,
-        trust_env=False,
-        verify=False,  # noqa: S501  # plain HTTP on this machine: loading certificates would only cost time
-        limits=_NO_IDLE,
-    )
+class NoAnswerError(Exception):
+    """The server cannot be reached, or said something that is not HTTP."""
 
 
-def answers(client: httpx.Client, path: str) -> bool:
-    """Whether the server says 200."""
+class SilentError(NoAnswerError):
+    """The server said nothing in time."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server said."""
+
+    status: int
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        """Whether it did what was asked."""
+        return self.status == http.HTTPStatus.OK
+
+    @property
+    def text(self) -> str:
+        """The body as text, without space around it."""
+        return self.body.decode("utf-8", "replace").strip()
+
+    def json(self) -> Any:
+        """Read the body. Raises ValueError."""
+        return json.loads(self.body)
+
+
+def ask(
+    address: str,
+    method: str,
+    path: str,
+    *,
+    timeout_s: float,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
+    """Ask `address` ("HOST:PORT"); `timeout_s` bounds every wait for the next piece. Raises NoAnswerError, SilentError."""
+    connection = http.client.HTTPConnection(address, timeout=timeout_s)
     try:
-        return client.get(path).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
+        connection.request(method, path, body=body, headers=headers or {})
+        response = connection.getresponse()
+        return Reply(response.status, response.read())
+    except TimeoutError as error:
+        raise SilentError(f"no answer within {timeout_s:g} s") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise NoAnswerError(str(error) or repr(error)) from error
+    finally:
+        connection.close()

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
 from moderation_client.contract import ENCODED_INPUT, IMAGE_INPUT, SCORES_OUTPUT, VERDICT_OUTPUT
 from serve.backends.onnxruntime.ort_manifest import MANIFEST
-from serve.local_http import local_client
+from serve.local_http import NoAnswerError, Reply, SilentError, ask
 
 GOLDEN = "golden.npy"
 _TOLERANCE = 0.05  # INT8 kernels differ a little between processors
@@ -54,7 +53,7 @@ class Prober:
 
     def __init__(self, http_url: str, repository: Path, *, timeout_s: float) -> None:
         """`http_url` is `TritonServer.http_url`."""
-        self._http = local_client(http_url, path="/v2/models", timeout_s=timeout_s)
+        self._address = http_url
         self._repository = repository
         self._timeout_s = timeout_s
         self._first: dict[tuple[str, str], NDArray[np.float32]] = {}
@@ -66,12 +65,12 @@ class Prober:
             tensor = self._input(model)
             if tensor is None:
                 response = self._request("GET", f"/{model}/ready")
-                return Finding(Answer.CORRECT if response.status_code == httpx.codes.OK else Answer.FAILED)
+                return Finding(Answer.CORRECT if response.ok else Answer.FAILED)
             encoded = tensor["name"] == ENCODED_INPUT
             return self._encoded(model) if encoded else self._pixels(model, tensor)
-        except httpx.TimeoutException:
-            return Finding(Answer.SILENT, f"no answer within {self._timeout_s:g} s")
-        except httpx.HTTPError as error:
+        except SilentError as error:
+            return Finding(Answer.SILENT, str(error))
+        except NoAnswerError as error:
             return Finding(Answer.FAILED, str(error))
         except (ValueError, KeyError, IndexError, TypeError) as error:
             return Finding(Answer.FAILED, f"its answer cannot be read: {error!r}")
@@ -79,8 +78,8 @@ class Prober:
     def _input(self, model: str) -> dict[str, Any] | None:
         """The input that a golden picture goes into; None for a model of another kind."""
         config = self._request("GET", f"/{model}/config")
-        if config.status_code != httpx.codes.OK:
-            raise httpx.HTTPError(config.text)
+        if not config.ok:
+            raise NoAnswerError(config.text)
         self._configs[model] = config.json()  # not kept: a new version may come with another
         names = {each["name"]: each for each in self._configs[model]["input"]}
         return names.get(ENCODED_INPUT) or names.get(IMAGE_INPUT)
@@ -96,7 +95,7 @@ class Prober:
         response = self._infer(
             target, IMAGE_INPUT, "UINT8", list(images.shape), images.tobytes(), SCORES_OUTPUT
         )
-        if response.status_code != httpx.codes.OK:
+        if not response.ok:
             return _refused(response)
         output = response.json()["outputs"][0]
         scores = np.array(output["data"], dtype=np.float32).reshape(output["shape"])
@@ -110,14 +109,14 @@ class Prober:
     def _newest(self, model: str) -> str:
         """Version that answers callers who name none."""
         metadata = self._request("GET", f"/{model}")
-        if metadata.status_code != httpx.codes.OK:
-            raise httpx.HTTPError(metadata.text)
+        if not metadata.ok:
+            raise NoAnswerError(metadata.text)
         return str(max(metadata.json()["versions"], key=int))
 
     def _encoded(self, model: str) -> Finding:
         item = len(_WHITE_PIXEL).to_bytes(4, "little") + _WHITE_PIXEL
         response = self._infer(model, ENCODED_INPUT, "BYTES", [1, 1], item, VERDICT_OUTPUT)
-        if response.status_code != httpx.codes.OK:
+        if not response.ok:
             return _refused(response)
         error = json.loads(response.json()["outputs"][0]["data"][0])["error"]
         if error is None:
@@ -140,7 +139,7 @@ class Prober:
 
     def _infer(
         self, model: str, name: str, datatype: str, shape: list[int], data: bytes, output: str
-    ) -> httpx.Response:
+    ) -> Reply:
         """Triton's binary form for the input, JSON for the output."""
         head: dict[str, Any] = {
             "inputs": [
@@ -155,10 +154,10 @@ class Prober:
         }
         text = json.dumps(head).encode()
         headers = {"Inference-Header-Content-Length": str(len(text))}
-        return self._request("POST", f"/{model}/infer", content=text + data, headers=headers)
+        return self._request("POST", f"/{model}/infer", body=text + data, headers=headers)
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return self._http.request(method, path, **options)
+    def _request(self, method: str, path: str, **options: Any) -> Reply:
+        return ask(self._address, method, f"/v2/models{path}", timeout_s=self._timeout_s, **options)
 
 
 def _gradient(dims: list[int]) -> NDArray[np.uint8]:
@@ -167,7 +166,7 @@ def _gradient(dims: list[int]) -> NDArray[np.uint8]:
     return values.astype(np.uint8).reshape(1, *dims)
 
 
-def _refused(response: httpx.Response) -> Finding:
-    said = response.text.strip()
+def _refused(response: Reply) -> Finding:
+    said = response.text
     busy = any(piece in said.lower() for piece in _BUSY)
     return Finding(Answer.BUSY if busy else Answer.FAILED, said)

@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 
 import psutil
@@ -17,6 +16,7 @@ from serve import installation, launch, log, ports, preflight, repository, unfin
 from serve.command import TOKEN_HEADER, Launch, Ports, server_command
 from serve.concealment import blank_argument
 from serve.config import ServerConfig
+from serve.drain import finish_requests
 from serve.errors import (
     ModelLoadError,
     PortInUseError,
@@ -25,6 +25,7 @@ from serve.errors import (
     ServerStartError,
     StartStoppedError,
 )
+from serve.local_http import NoAnswerError, ask
 from serve.preflight import token
 from serve.workspace import Workspace
 
@@ -167,23 +168,25 @@ class TritonServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
-        from serve.local_http import answers, local_client  # noqa: PLC0415  # loads httpx while tritonserver starts
-
-        with local_client(self.http_url, timeout_s=1.0) as http:
-            answer = partial(answers, http)
-            while time.monotonic() < deadline:
-                if self.process.poll() is not None:
-                    raise self._start_error(f"tritonserver ended with exit code {self.process.returncode}")
-                if answer("/v2/health/ready"):
-                    self._check_models(answer)
-                    return
-                if self._stop.wait(_POLL_S):
-                    raise StartStoppedError("the start was given up: the server was told to stop")
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise self._start_error(f"tritonserver ended with exit code {self.process.returncode}")
+            if self._says_yes("/v2/health/ready"):
+                self._check_models()
+                return
+            if self._stop.wait(_POLL_S):
+                raise StartStoppedError("the start was given up: the server was told to stop")
         raise self._start_error(f"tritonserver was not ready within {self.config.startup_timeout_s:g} s")
 
-    def _check_models(self, answer: Callable[[str], bool]) -> None:
+    def _says_yes(self, path: str) -> bool:
+        try:
+            return ask(self.http_url, "GET", path, timeout_s=1.0).ok
+        except NoAnswerError:
+            return False
+
+    def _check_models(self) -> None:
         """Ask for each model: a server without models is 'ready', too."""
-        unready = [name for name in self.models if not answer(f"/v2/models/{name}/ready")]
+        unready = [name for name in self.models if not self._says_yes(f"/v2/models/{name}/ready")]
         if unready:
             raise self._start_error(f"{', '.join(unready)} did not become ready")
 
@@ -264,8 +267,6 @@ class TritonServer:
         """
         limit_s = self.config.exit_timeout_s if timeout_s is None else timeout_s
         if limit_s > 0 and self._started and self._reader is not None and self.process.poll() is None:
-            from serve.drain import finish_requests  # noqa: PLC0415  # see _wait_until_ready
-
             verbosity = self.config.log_verbose
             finish_requests(
                 self.http_url, self.admin_headers, self._reader, verbosity=verbosity, timeout_s=limit_s

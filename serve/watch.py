@@ -155,8 +155,7 @@ class Watch:
         try:
             check_code(self._server.repository / model)
             patience_s = max(_MIN_RELOAD_S, _RELOAD_FACTOR * self._server.startup_s)
-            with Admin(self._server.http_url, self._server.admin_headers, timeout_s=patience_s) as admin:
-                admin.reload(model)
+            self._admin(patience_s).reload(model)
         except AdminSilentError as error:
             # Seen on Triton 24.10: replacing an instance that died with a request can hang and then crash the server.
             self.problems = dict.fromkeys(self._server.models, f"{why}, and the server hangs")
@@ -213,8 +212,7 @@ class Watch:
     def _answers_others(self, model: str) -> bool:
         """Whether it answered anybody since it was last asked this: a long queue is no reason to load a model again."""
         try:
-            with Admin(self._server.http_url, self._server.admin_headers, timeout_s=1.0) as admin:
-                now = admin.num_answered(model)
+            now = self._admin(1.0).num_answered(model)
         except AdminError:
             return False
         before, self._answered[model] = self._answered.get(model, now), now
@@ -225,10 +223,12 @@ class Watch:
     def _is_wanted(self, model: str) -> bool:
         """False when somebody unloaded it on purpose."""
         try:
-            with Admin(self._server.http_url, self._server.admin_headers, timeout_s=5.0) as admin:
-                return "READY" in admin.states(model).values()
+            return "READY" in self._admin(5.0).states(model).values()
         except AdminError:
             return True
+
+    def _admin(self, timeout_s: float) -> Admin:
+        return Admin(self._server.http_url, self._server.admin_headers, timeout_s=timeout_s)
 
 
 def _model_of(process: psutil.Process, server: TritonServer) -> str:

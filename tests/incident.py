@@ -119,14 +119,13 @@ def publish_elsewhere(server: TritonServer) -> None:
     """Give one replica a version that the other has not."""
     add_version(server.repository, 2)
     write_config(server.repository, small_config(), versions=(1, 2))
-    with Admin(server.http_url, server.admin_headers) as admin:
-        admin.load(MODEL_NAME)
+    Admin(server.http_url, server.admin_headers).load(MODEL_NAME)
 
 
 def withdraw(server: TritonServer) -> None:
     """Take the model away from a replica that goes on running."""
-    with Admin(server.http_url, server.admin_headers) as admin, contextlib.suppress(AdminError):
-        admin.unload(MODEL_NAME, timeout_s=2.0)
+    with contextlib.suppress(AdminError):
+        Admin(server.http_url, server.admin_headers).unload(MODEL_NAME, timeout_s=2.0)
 
 
 def run(site: Site, prometheus: Prometheus) -> Story:
@@ -150,8 +149,7 @@ def run(site: Site, prometheus: Prometheus) -> Story:
         wait_for(prometheus, "ModerationVersionSkew")
         withdraw(far)
         wait_for(prometheus, "ModerationModelMissing", "ModerationRejections", "ModerationQueueTime")
-        with Admin(far.http_url, far.admin_headers) as admin:
-            admin.load(MODEL_NAME)
+        Admin(far.http_url, far.admin_headers).load(MODEL_NAME)
         kill_model_process(far)
         wait_for(prometheus, "ModerationErrors")
     far.stop(timeout_s=0)

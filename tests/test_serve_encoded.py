@@ -133,11 +133,11 @@ def test_inner_model_that_is_gone_is_an_answer(
     """Without a ready inner model the verdict is an error; when it is back, verdicts are too."""
     server = start_triton(repository_factory())
     assert judge(server.grpc_url, [png(RED)])[1][0]["decision"] == "block"
-    with Admin(server.http_url, server.admin_headers) as admin:
-        assert admin.unload("moderation", timeout_s=20)
-        verdict = eventually(lambda: _error(server, "model_not_ready"), what="error verdict")
-        assert verdict["decision"] == "review"
-        admin.load("moderation")
+    admin = Admin(server.http_url, server.admin_headers)
+    assert admin.unload("moderation", timeout_s=20)
+    verdict = eventually(lambda: _error(server, "model_not_ready"), what="error verdict")
+    assert verdict["decision"] == "review"
+    admin.load("moderation")
     eventually(lambda: judge(server.grpc_url, [png(RED)])[1][0]["decision"] == "block", what="verdicts again")
 
 
@@ -163,8 +163,7 @@ def test_labels_and_policy_follow_the_version_that_answers(
     policy = Policy(labels=labels, thresholds={"second": Threshold(review=0.5)}, name="second only")
     config.parameters[policy_parameter(2)].string_value = policy.to_json()
     path.write_text(text_format.MessageToString(config))
-    with Admin(server.http_url, server.admin_headers) as admin:
-        admin.load("moderation")
+    Admin(server.http_url, server.admin_headers).load("moderation")
     verdict = eventually(lambda: _of_version(server, "2"), what="verdict of version 2")
     assert tuple(verdict["scores"]) == labels
     assert (verdict["decision"], verdict["policy_name"]) == ("allow", "second only")

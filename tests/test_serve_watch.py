@@ -125,8 +125,7 @@ def test_dead_server_is_started_again_at_the_same_addresses(supervised: Supervis
     assert (server.grpc_url, server.http_url, server.metrics_url) == addresses
     assert server.token_file.read_text().strip() == token
     assert infer(server.grpc_url, coloured((0, 0, 255)))[0, 2] == pytest.approx(0.982, abs=1e-3)
-    with Admin(server.http_url, server.admin_headers) as admin:
-        assert admin.states("moderation") == {"1": "READY"}
+    assert Admin(server.http_url, server.admin_headers).states("moderation") == {"1": "READY"}
 
 
 def test_stopped_server_is_reported_and_comes_back(supervised: Supervisor) -> None:
@@ -167,14 +166,14 @@ def test_model_that_was_unloaded_on_purpose_stays_so(supervised: Supervisor) -> 
     """An operator's unload is reported and not undone."""
     server = supervised.server
     assert server is not None
-    with Admin(server.http_url, server.admin_headers) as admin:
-        assert admin.unload("moderation", timeout_s=20)
-        eventually(lambda: _status(supervised) == 503, what="unready")
-        until = time.monotonic() + 3.0  # several golden questions, and as many repairs if it were repaired
-        while time.monotonic() < until:
-            assert set(admin.states("moderation").values()) == {"UNAVAILABLE"}
-            time.sleep(0.05)
-        admin.load("moderation")
+    admin = Admin(server.http_url, server.admin_headers)
+    assert admin.unload("moderation", timeout_s=20)
+    eventually(lambda: _status(supervised) == 503, what="unready")
+    until = time.monotonic() + 3.0  # several golden questions, and as many repairs if it were repaired
+    while time.monotonic() < until:
+        assert set(admin.states("moderation").values()) == {"UNAVAILABLE"}
+        time.sleep(0.05)
+    admin.load("moderation")
     eventually(lambda: _status(supervised) == 200, what="ready again")
 
 
@@ -215,9 +214,9 @@ def test_new_version_is_no_wrong_answer(
     assert prober.ask("moderation").answer is Answer.CORRECT
     add_version(repository, 2, steepness=2.0)
     write_config(repository, small_config(), versions=(1, 2))
-    with Admin(server.http_url, server.admin_headers) as admin:
-        admin.load("moderation")
-        assert admin.states("moderation")["2"] == "READY"
+    admin = Admin(server.http_url, server.admin_headers)
+    admin.load("moderation")
+    assert admin.states("moderation")["2"] == "READY"
     assert prober.ask("moderation").answer is Answer.CORRECT
 
 
