@@ -18,7 +18,7 @@ from serve.log import LogReader
 
 logger = logging.getLogger("serve")
 
-_LET_GO = "Stopping dynamic-batcher thread for {model}..."
+_LET_GO = "Stopping dynamic-batcher thread for "
 _POLL_S = 0.02
 
 
@@ -32,7 +32,7 @@ def finish_requests(
     deadline = time.monotonic() + timeout_s
     try:
         admin = Admin(http_url, headers, timeout_s=timeout_s)
-        with reader.listen(quietly=verbosity == 0) as said:
+        with reader.listen(_LET_GO, quietly=verbosity == 0) as said:
             admin.set_verbosity(max(1, verbosity))
             for model in admin.loaded():
                 if not _finish(admin, model, said, deadline):
@@ -45,9 +45,8 @@ def finish_requests(
 def _finish(admin: Admin, model: str, said: list[str], deadline: float) -> bool:
     """Whether no request of a model runs any more. One without dynamic batching is waited for until it is gone."""
     num_versions = list(admin.states(model).values()).count("READY")
-    line = _LET_GO.format(model=model)
     admin.begin_unload(model)
-    while sum(line in each for each in said) < num_versions and admin.is_loaded(model):
+    while said.count(f"{_LET_GO}{model}...") < num_versions and admin.is_loaded(model):
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_S)

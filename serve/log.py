@@ -12,6 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,25 @@ _SOCKET_IN_USE = re.compile(r"[Ss]ocket '[^']*:(?P<port>\d+)' already in use")
 _NUM_LINES_KEPT = 4000
 
 
+@dataclass(frozen=True)
+class _Listener:
+    """Somebody who waits for lines."""
+
+    beginning: str
+    heard: list[str]
+    quietly: bool
+
+    def takes(self, line: str) -> bool:
+        """Hear a line; whether nobody else is to."""
+        found = _LINE.match(line)
+        if found is None:
+            return False
+        message = _unquoted(found["message"])
+        if message.startswith(self.beginning):  # a caller's words may stand inside a line, not there
+            self.heard.append(message)
+        return self.quietly and found["severity"] == "I"
+
+
 class LogReader:
     """Reads a server's output on a thread until it ends; keeps the last lines and passes each one on."""
 
@@ -40,8 +60,7 @@ class LogReader:
         """Start reading. `file` is appended to; each of `sinks` is called with every line."""
         self._lines: collections.deque[str] = collections.deque(maxlen=_NUM_LINES_KEPT)
         self._sinks = tuple(sinks)
-        self._heard: list[str] | None = None
-        self._quiet = False
+        self._listener: _Listener | None = None
         self._file = file.open("a", encoding="utf-8") if file is not None else None
         self._thread = threading.Thread(target=self._read, args=(stream,), name="server-log", daemon=True)
         self._thread.start()
@@ -51,14 +70,17 @@ class LogReader:
         return tuple(self._lines)
 
     @contextlib.contextmanager
-    def listen(self, *, quietly: bool) -> Iterator[list[str]]:
-        """Collect lines of severity info; `quietly` keeps them out of the log, while the server is made to say more than anybody wants."""
+    def listen(self, beginning: str, *, quietly: bool) -> Iterator[list[str]]:
+        """Collect the messages that begin so; `quietly` keeps lines of severity info out of the log meanwhile.
+
+        For a server that is made to say more than anybody wants to keep.
+        """
         heard: list[str] = []
-        self._quiet, self._heard = quietly, heard
+        self._listener = _Listener(beginning, heard, quietly)
         try:
             yield heard
         finally:
-            self._heard, self._quiet = None, False
+            self._listener = None
 
     def close(self, *, timeout_s: float = 5.0) -> None:
         """Wait for the end of the output."""
@@ -70,17 +92,10 @@ class LogReader:
         with stream:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").rstrip("\n")
-                if not self._overheard(line):
+                listener = self._listener
+                if listener is None or not listener.takes(line):
                     self._lines.append(line)
                     self._pass_on(line)
-
-    def _overheard(self, line: str) -> bool:
-        """Whether a line was for somebody who listens, and for nobody else."""
-        heard, found = self._heard, _LINE.match(line)
-        if heard is None or found is None or found["severity"] != "I":
-            return False
-        heard.append(line)
-        return self._quiet
 
     def _pass_on(self, line: str) -> None:
         """Write and forward a line; a full disk or a closed terminal must not block the server's output."""
