@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import cross_validation
 from benchmarks.coverage import CoverageConfig, _bar, _naive_bar, _units, halves, known
 from benchmarks.scratch import gain
+from train.data import Example, read_manifest
 from train.errors import RunError
 from train.evaluate import Scored
 from train.record import ScoredImages
@@ -60,3 +62,52 @@ def test_gain_is_paired_by_path(figure: str) -> None:
     assert (gain(ours, worse, figure)["low"] or 0.0) > 0.0
     with pytest.raises(RunError, match="judged on different images"):
         gain(ours, images(40), figure)
+
+
+def examples(num: int = 180) -> list[Example]:
+    """Two images a group, every third group of label a, every fifth of b; one artist for evaluation only."""
+    found = []
+    for index in range(num):
+        group = index // 2
+        labels = tuple(label for label, step in (("a", 3), ("b", 5)) if group % step == 0)
+        split = "unseen" if index >= num - 4 else "train"
+        path = Path(f"/pictures/{index}.png")
+        found.append(Example(path=path, labels=labels, group=str(group), split=split, columns={"kind": "k"}))
+    return found
+
+
+def test_every_object_is_judged_once_and_never_learnt_from_then(tmp_path: Path) -> None:
+    """Over the folds each image is in one test split; no group straddles; each label is in each fold; the unseen stay unseen."""
+    images, judged = examples(), []
+    seats = cross_validation.deal(images, 5, seed=0)
+    for fold in range(5):
+        path = tmp_path / f"{fold}.csv"
+        cross_validation.write_manifest(path, images, cross_validation.splits(images, seats, fold, 5))
+        found = read_manifest(path)
+        assert [each.path for each in found] == [each.path for each in images]
+        assert {each.split for each in found} == {
+            "train",
+            "early_stop",
+            "calibration",
+            "policy",
+            "test",
+            "unseen",
+        }
+        assert len({(each.group, each.split) for each in found}) == len({each.group for each in found})
+        judged += [each for each in found if each.split == "test"]
+        assert {label for each in found if each.split == "test" for label in each.labels} == {"a", "b"}
+    assert sorted(int(each.path.stem) for each in judged) == list(range(176))
+    assert all(each.columns == {"kind": "k"} for each in judged)
+
+
+def test_folds_are_judged_together() -> None:
+    """Scores that rank well in each fold but not across them are worth less together, and groups keep their images."""
+    high, low = images(30).scored, images(30).scored
+    low = replace(low, scores=low.scores / 10, groups=tuple(f"other {group}" for group in low.groups))
+    together = cross_validation.together([high, low])
+    assert (len(together.scores), len(set(together.groups))) == (60, 30)
+    point = cross_validation._point("all", together)
+    assert point.number("auroc_value") < cross_validation._point(0, high).number("auroc_value") == 1.0
+    assert [bar.met for bar in cross_validation.bars_of(cross_validation._point(0, high))] == [True, True]
+    with pytest.raises(ValueError, match="num_folds must be 3 or more"):
+        cross_validation.CrossValidationConfig(num_folds=2)
