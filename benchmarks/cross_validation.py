@@ -9,6 +9,7 @@ calibration and thresholds; the scores of all folds, calibrated each by its own 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import random
 from collections import defaultdict
@@ -46,6 +47,8 @@ class CrossValidationConfig:
     """One training each."""
     seed: int = 0
     """Of the deal."""
+    resume: bool = False
+    """Go on with the trainings of a call that was interrupted."""
     out: Path = Path("benchmarks/results")
     """Folder of the result file."""
 
@@ -76,13 +79,14 @@ def main() -> None:
         name = f"fold-{fold}"
         manifest = config.runs / f"{name}.csv"
         write_manifest(manifest, examples, splits(examples, seats, fold, config.num_folds))
-        run = train(replace(PRESETS["demo"], name=name, runs=config.runs, data=manifest, scratch_result=None))
+        places = {"runs": config.runs, "data": manifest, "scratch_result": None}
+        run = train(replace(PRESETS["demo"], name=name, resume=config.resume, **places))
         if run is None:  # on a helping process of several
             return
         judged.append(load_scores(run)["test"].scored)
-        points.append(_point(fold, judged[-1]))
+        points.append(_point(fold, judged[-1], _frozen(run)))
     points.append(_point("all", together(judged)))
-    bars = bars_of(points[-1])
+    bars = bars_of(points)
     for bar in bars:
         print(bar)
     print(write_result(make_result("cross_validation", config, points, bars=bars), config.out))
@@ -149,8 +153,14 @@ def together(judged: Sequence[Scored]) -> Scored:
     )
 
 
-def _point(fold: int | str, scored: Scored) -> Point:
-    """Figures with their intervals."""
+def _frozen(run: Path) -> dict[str, Scalar]:
+    """What logistic regression on frozen features gives on the same fold, and the paired gain over it."""
+    found = json.loads((run / "metrics.json").read_text())["frozen_features"]["test"]
+    return {f"frozen_{name}_{end}": value for name, each in found.items() for end, value in each.items()}
+
+
+def _point(fold: int | str, scored: Scored, others: Mapping[str, Scalar] | None = None) -> Point:
+    """Figures with their intervals, and `others`."""
     weights = metrics.resampled(scored.groups)
     columns = np.flatnonzero(scored.harmful)
     scores, truth = scored.scores[:, columns], scored.truth[:, columns]
@@ -164,12 +174,20 @@ def _point(fold: int | str, scored: Scored) -> Point:
     values: dict[str, Scalar] = {"num_images": len(scores), "num_harmful": int(scored.unsafe.sum())}
     for name, drawn in figures.items():
         values |= {f"{name}_{end}": value for end, value in metrics.interval(drawn).items()}
-    return Point(settings={"fold": fold}, values=values)
+    return Point(settings={"fold": fold}, values=values | dict(others or {}))
 
 
-def bars_of(point: Point) -> list[Bar]:
-    """What is asked of the demo's training, over all images."""
+def bars_of(points: Sequence[Point]) -> list[Bar]:
+    """What is asked of the demo's training: over all images, which the last point is of, and against frozen features in every fold."""
+    *folds, point = points
+    gain = Bar(
+        name="lower end of the paired gain in macro AP over frozen features, worst fold",
+        measured=min(each.number("frozen_macro_ap_gain_low") for each in folds),
+        limit=0.0,
+        sense="at_least",
+    )
     return [
+        gain,
         Bar(
             name=f"{name} over all folds",
             measured=point.number(f"{key}_value"),

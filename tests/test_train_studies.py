@@ -108,6 +108,8 @@ def test_folds_are_judged_together() -> None:
     assert (len(together.scores), len(set(together.groups))) == (60, 30)
     point = cross_validation._point("all", together)
     assert point.number("auroc_value") < cross_validation._point(0, high).number("auroc_value") == 1.0
-    assert [bar.met for bar in cross_validation.bars_of(cross_validation._point(0, high))] == [True, True]
+    fold = cross_validation._point(0, high, {"frozen_macro_ap_gain_low": -0.1})
+    bars = cross_validation.bars_of([fold, cross_validation._point("all", high)])
+    assert [bar.met for bar in bars] == [False, True, True]
     with pytest.raises(ValueError, match="num_folds must be 3 or more"):
         cross_validation.CrossValidationConfig(num_folds=2)
