@@ -79,8 +79,16 @@ def main() -> None:
         name = f"fold-{fold}"
         manifest = config.runs / f"{name}.csv"
         write_manifest(manifest, examples, splits(examples, seats, fold, config.num_folds))
-        places = {"runs": config.runs, "data": manifest, "scratch_result": None}
-        run = train(replace(PRESETS["demo"], name=name, resume=config.resume, **places))
+        run = train(
+            replace(
+                PRESETS["demo"],
+                name=name,
+                runs=config.runs,
+                data=manifest,
+                resume=config.resume,
+                scratch_result=None,
+            )
+        )
         if run is None:  # on a helping process of several
             return
         judged.append(load_scores(run)["test"].scored)
