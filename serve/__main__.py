@@ -145,6 +145,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(
-        status
-    )  # all is closed; to take the interpreter apart costs a core a tenth of a second that a successor waits for
+    # All is closed. To take the interpreter apart costs a core a tenth of a second that a successor waits for.
+    os._exit(status)
