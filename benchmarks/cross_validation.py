@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 
 from benchmarks.results import Bar, Point, Scalar, make_result, write_result
+from benchmarks.subject import fail
 from train import metrics
 from train.config import PRESETS
 from train.data import SPLITS, Example, read_manifest
@@ -73,6 +74,8 @@ def main() -> None:
     """Train, judge, print the bars, write the result."""
     config = tyro.cli(CrossValidationConfig, description=__doc__)
     examples = read_manifest(config.data)
+    if any(example.content is not None for example in examples):
+        fail(f"{config.data} holds the images themselves: give a manifest of files")
     seats = deal(examples, config.num_folds, config.seed)
     points, judged = [], []
     for fold in range(config.num_folds):

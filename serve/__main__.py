@@ -143,7 +143,7 @@ def _forward_json(line: str) -> None:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # whoever read it may be gone
+        sys.stdout.flush()
     # All is closed. To take the interpreter apart costs a core a tenth of a second that a successor waits for.
     os._exit(status)

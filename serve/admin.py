@@ -1,20 +1,20 @@
-"""Repository control of a running server, over HTTP and with the token: load, unload, reload, and what is there."""
+"""What a running server does for whoever has the token, over HTTP: load, unload and reload models, count answers, say more in its log."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 
 from moderation_client.contract import MODEL_NAME
 from serve.errors import AdminError, AdminSilentError
 from serve.local_http import NoAnswerError, Reply, SilentError, ask
 
-_POLL_S = 0.05
+_GONE = {"UNAVAILABLE", ""}
+"""States of versions that are not there."""
 
 
 class Admin:
-    """Calls of Triton's model-repository extension, and of two more."""
+    """Calls of Triton's extensions for model repositories, statistics and logging."""
 
     def __init__(self, http_url: str, headers: Mapping[str, str], *, timeout_s: float = 60.0) -> None:
         """`headers` are `TritonServer.admin_headers`."""
@@ -23,10 +23,24 @@ class Admin:
         self._timeout_s = timeout_s
 
     def loaded(self) -> list[str]:
-        """Names of the models that have a ready version, those that others call last. Raises AdminError."""
+        """Names of the models of which any version is there, be it on its way in or out; those that others call last. Raises AdminError."""
         index = self._post("/v2/repository/index").json()
-        names = {each["name"] for each in index if each.get("state") == "READY"}
+        names = {each["name"] for each in index if each.get("state", "") not in _GONE}
         return sorted(names, key=lambda name: (name == MODEL_NAME, name))
+
+    def num_loaded(self, model: str) -> int:
+        """Versions of a model that are there, be they on their way in or out. Raises AdminError."""
+        return sum(state not in _GONE for state in self.states(model).values())
+
+    def has_batcher(self, model: str) -> bool:
+        """Whether a model batches dynamically; False when it cannot be asked, since it is on its way out."""
+        try:
+            config = self._ask("GET", f"/v2/models/{model}/config").json()
+        except AdminSilentError:
+            raise
+        except AdminError:
+            return False
+        return "dynamic_batching" in config
 
     def states(self, model: str) -> dict[str, str]:
         """Version -> READY, LOADING, UNLOADING, UNAVAILABLE. Raises AdminError."""
@@ -42,26 +56,16 @@ class Admin:
         """Load a model, or load it again when its files changed. Raises AdminError with the server's reason."""
         self._post(f"/v2/repository/models/{model}/load")
 
-    def unload(self, model: str, *, timeout_s: float = 0.0) -> bool:
-        """Take no new requests for a model; whether those that ran are finished within `timeout_s`. Raises AdminError."""
-        deadline = time.monotonic() + timeout_s
-        self.begin_unload(model)
-        while self.is_loaded(model):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_S)
-        return True
-
-    def begin_unload(self, model: str) -> None:
-        """Take no new requests for a model. Raises AdminError."""
+    def unload(self, model: str) -> None:
+        """Take no new requests for a model; those that run are not waited for. Raises AdminError."""
         self._post(f"/v2/repository/models/{model}/unload")
 
-    def is_loaded(self, model: str) -> bool:
-        """Whether any version of a model is still there, be it on its way out. Raises AdminError."""
-        return bool(set(self.states(model).values()) - {"UNAVAILABLE", ""})
+    def verbosity(self) -> int:
+        """Level of the server's log. Raises AdminError."""
+        return int(self._ask("GET", "/v2/logging").json()["log_verbose_level"])
 
     def set_verbosity(self, level: int) -> None:
-        """Let the server's log say more, or less. Raises AdminError."""
+        """Set the level of the server's log. Raises AdminError."""
         self._ask("POST", "/v2/logging", {"log_verbose_level": level})
 
     def reload(self, model: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def ask(
     """Ask `address` ("HOST:PORT"); `timeout_s` bounds every wait for the next piece. Raises NoAnswerError, SilentError."""
     connection = http.client.HTTPConnection(address, timeout=timeout_s)
     try:
-        connection.request(method, path, body=body, headers=headers or {})
+        connection.request(method, urllib.parse.quote(path), body=body, headers=headers or {})
         response = connection.getresponse()
         return Reply(response.status, response.read())
     except TimeoutError as error:

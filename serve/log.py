@@ -29,6 +29,8 @@ _PARSE_ERROR = re.compile(r"Error parsing text-format inference\.ModelConfig: (?
 _STUB_NOISE = re.compile(r"^(Internal: )?(TritonModelException: )?")
 _NOT_ERRORS = ("CudaDriverHelper has not been initialized",)
 _SOCKET_IN_USE = re.compile(r"[Ss]ocket '[^']*:(?P<port>\d+)' already in use")
+_OF_THE_SERVER = re.compile(r"\.(cc|h):\d+$")
+"""What models of the Python backend say comes from a `.py`."""
 _NUM_LINES_KEPT = 4000
 
 
@@ -36,19 +38,19 @@ _NUM_LINES_KEPT = 4000
 class _Listener:
     """Somebody who waits for lines."""
 
-    beginning: str
+    pattern: re.Pattern[str]
     heard: list[str]
     quietly: bool
 
     def takes(self, line: str) -> bool:
         """Hear a line; whether nobody else is to."""
-        found = _LINE.match(line)
-        if found is None:
-            return False
-        message = _unquoted(found["message"])
-        if message.startswith(self.beginning):  # a caller's words may stand inside a line, not there
-            self.heard.append(message)
-        return self.quietly and found["severity"] == "I"
+        self.heard.extend(self.pattern.findall(line))
+        found = _LINE.match(line) if self.quietly else None
+        return (
+            found is not None
+            and found["severity"] == "I"
+            and _OF_THE_SERVER.search(found["source"]) is not None
+        )
 
 
 class LogReader:
@@ -70,13 +72,13 @@ class LogReader:
         return tuple(self._lines)
 
     @contextlib.contextmanager
-    def listen(self, beginning: str, *, quietly: bool) -> Iterator[list[str]]:
-        """Collect the messages that begin so; `quietly` keeps lines of severity info out of the log meanwhile.
+    def listen(self, pattern: re.Pattern[str], *, quietly: bool) -> Iterator[list[str]]:
+        """Collect what a pattern with one group finds; `quietly` keeps the server's own lines of severity info out of the log meanwhile.
 
         For a server that is made to say more than anybody wants to keep.
         """
         heard: list[str] = []
-        self._listener = _Listener(beginning, heard, quietly)
+        self._listener = _Listener(pattern, heard, quietly)
         try:
             yield heard
         finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +84,28 @@ def versions(model: Path) -> list[Path]:
 
 def read_config(path: Path) -> Any:
     """Read a configuration as Triton's `ModelConfig` message. Raises RepositoryError with the parser's words."""
-    from tritonclient.grpc import model_config_pb2  # noqa: PLC0415  # 150 ms that only this needs
-
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        return text_format.Parse(path.read_text(encoding="utf-8"), _messages().ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError, OSError) as error:
         raise RepositoryError(f"{path}: {error}") from error
+
+
+@functools.cache
+def _messages() -> Any:
+    """Triton's protobuf module, without the package that it lies in: that loads grpc and numpy, and every start would wait for them."""
+    name = "tritonclient.grpc.model_config_pb2"
+    if name not in sys.modules:
+        package = importlib.util.find_spec("tritonclient")
+        assert package is not None
+        assert package.submodule_search_locations is not None
+        file = Path(package.submodule_search_locations[0], "grpc", "model_config_pb2.py")
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module  # so that whoever loads the package later has the same messages
+    return sys.modules[name]
 
 
 def _check_config(path: Path) -> None:

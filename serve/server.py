@@ -36,7 +36,7 @@ _CRASHES = {-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV}
 """Exit codes of a fault of the server's own (boost's lock_exception, seen on busy cores); a wrong configuration ends it with one above 0."""
 _POLL_S = 0.05
 _NUM_TAIL_LINES = 30
-_EXIT_S = 0.2  # no request runs any more: for answers on their way, and for callers to be told goodbye
+_EXIT_S = 0.2  # no request runs any more: for answers that are on their way
 
 
 class TritonServer:
@@ -267,10 +267,7 @@ class TritonServer:
         """
         limit_s = self.config.exit_timeout_s if timeout_s is None else timeout_s
         if limit_s > 0 and self._started and self._reader is not None and self.process.poll() is None:
-            verbosity = self.config.log_verbose
-            finish_requests(
-                self.http_url, self.admin_headers, self._reader, verbosity=verbosity, timeout_s=limit_s
-            )
+            finish_requests(self.http_url, self.admin_headers, self._reader, timeout_s=limit_s)
         self._end_process(min(limit_s, _EXIT_S))
         if self._workspace is not None:
             self._workspace.close()

@@ -125,7 +125,7 @@ def publish_elsewhere(server: TritonServer) -> None:
 def withdraw(server: TritonServer) -> None:
     """Take the model away from a replica that goes on running."""
     with contextlib.suppress(AdminError):
-        Admin(server.http_url, server.admin_headers).unload(MODEL_NAME, timeout_s=2.0)
+        Admin(server.http_url, server.admin_headers).unload(MODEL_NAME)
 
 
 def run(site: Site, prometheus: Prometheus) -> Story:

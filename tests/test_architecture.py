@@ -87,13 +87,23 @@ def test_client_imports_without_heavy_packages() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_serve_loads_numpy_beside_tritonserver() -> None:
+def test_serve_loads_numpy_beside_tritonserver(tmp_path: Path) -> None:
     """Not before it is started, and no client at all: a replica that was restarted would be back so much later."""
-    code = "import sys, serve.__main__; print([each for each in ('numpy', 'httpx', 'grpc') if each in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    config = tmp_path / "config.pbtxt"
+    config.write_text('name: "moderation"')
+    code = (
+        "import sys, serve.__main__\n"
+        "from pathlib import Path\n"
+        "from serve.repository import read_config\n"
+        "assert read_config(Path(sys.argv[1])).name == 'moderation'\n"
+        "print([each for each in ('numpy', 'httpx', 'grpc') if each in sys.modules])\n"
+        "import tritonclient.grpc\n"
+        "ours = sys.modules['tritonclient.grpc.model_config_pb2']\n"
+        "assert tritonclient.grpc.model_config_pb2 is ours\n"
     )
-    assert done.stdout.strip() == "[]"
+    command = [sys.executable, "-c", code, str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_client_needs_only_its_declared_packages() -> None:

@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from serve.admin import Admin
 from serve.server import TritonServer
 from serve.workspace import SHARED_MEMORY
 from tests.conftest import StartServer
@@ -47,9 +48,9 @@ def _pending(server: TritonServer) -> float:
     return sum(float(line.split()[-1]) for line in lines)
 
 
-def _waiting_config() -> Any:
-    """Requests of one picture wait in the queue for a second."""
-    config = small_config(max_queue_delay_us=1_000_000)
+def _waiting_config(delay_us: int = 1_000_000) -> Any:
+    """Requests of one picture wait in the queue, for a second unless told."""
+    config = small_config(max_queue_delay_us=delay_us)
     config.dynamic_batching.preferred_batch_size.append(8)
     return config
 
@@ -67,6 +68,26 @@ def test_stop_answers_what_waits_for_either_version(
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(infer, server.grpc_url, coloured((255, 0, 0)), version="1")
         eventually(lambda: _pending(server) > 0, what="request in the queue")
+        server.stop()
+        assert answer.result(timeout=10)[0, 0] == pytest.approx(0.982, abs=1e-3)
+
+
+def test_stop_answers_what_waits_for_a_version_on_its_way_out(
+    start_triton: StartServer, repository_factory: Callable[..., Path]
+) -> None:
+    """The old version of a roll-out still has a request when the server is stopped; the new one has nothing to do."""
+    config = _waiting_config(4_000_000)
+    repository = repository_factory(config=config)
+    server = start_triton(repository, load_models=("moderation",), exit_timeout_s=20.0)
+    add_version(repository, 2)
+    config.version_policy.specific.versions.append(2)
+    write_config(repository, config, versions=(2,))
+    admin = Admin(server.http_url, server.admin_headers)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(infer, server.grpc_url, coloured((255, 0, 0)))
+        eventually(lambda: _pending(server) > 0, what="request in the queue")
+        admin.load("moderation")
+        assert admin.states("moderation") == {"1": "UNLOADING", "2": "READY"}
         server.stop()
         assert answer.result(timeout=10)[0, 0] == pytest.approx(0.982, abs=1e-3)
 
@@ -95,9 +116,15 @@ def test_model_without_batching_is_waited_for(
     assert any("successfully unloaded 'moderation'" in line for line in server.log_lines())
 
 
-def test_stop_does_not_wait_until_models_are_taken_apart(start_triton: StartServer, repository: Path) -> None:
-    """Triton says that it lets go of the model, and is ended before it has ended the model's processes, a second each."""
-    server = start_triton(repository, log_verbose=1)
+@pytest.mark.parametrize("options", [{"log_verbose": 1}, {"extra_args": ("--log-verbose=1",)}], ids=str)
+def test_stop_does_not_wait_until_models_are_taken_apart(
+    start_triton: StartServer, repository: Path, options: dict[str, Any]
+) -> None:
+    """Triton says that it lets go of the model, and is ended before it has ended the model's processes, a second each.
+
+    A log that was wanted verbose shows it.
+    """
+    server = start_triton(repository, **options)
     server.stop(timeout_s=20.0)
     lines = server.log_lines()
     assert any("Stopping dynamic-batcher thread for moderation..." in line for line in lines)
@@ -109,5 +136,5 @@ def test_stop_keeps_the_log_as_wordy_as_it_was(start_triton: StartServer, reposi
     server = start_triton(repository)
     server.stop(timeout_s=20.0)
     lines = server.log_lines()
-    assert any("Waiting for in-flight requests" in line for line in lines)
+    assert any("Signal (15) received" in line for line in lines)
     assert not any("Stopping dynamic-batcher thread" in line or "HTTP request" in line for line in lines)

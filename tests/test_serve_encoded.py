@@ -134,7 +134,7 @@ def test_inner_model_that_is_gone_is_an_answer(
     server = start_triton(repository_factory())
     assert judge(server.grpc_url, [png(RED)])[1][0]["decision"] == "block"
     admin = Admin(server.http_url, server.admin_headers)
-    assert admin.unload("moderation", timeout_s=20)
+    admin.unload("moderation")
     verdict = eventually(lambda: _error(server, "model_not_ready"), what="error verdict")
     assert verdict["decision"] == "review"
     admin.load("moderation")

@@ -167,7 +167,8 @@ def test_model_that_was_unloaded_on_purpose_stays_so(supervised: Supervisor) -> 
     server = supervised.server
     assert server is not None
     admin = Admin(server.http_url, server.admin_headers)
-    assert admin.unload("moderation", timeout_s=20)
+    admin.unload("moderation")
+    eventually(lambda: not admin.num_loaded("moderation"), what="unloaded")
     eventually(lambda: _status(supervised) == 503, what="unready")
     until = time.monotonic() + 3.0  # several golden questions, and as many repairs if it were repaired
     while time.monotonic() < until:
