@@ -49,7 +49,7 @@ def _talking(admin: Admin, reader: LogReader) -> Iterator[list[str]]:
     try:
         before = admin.verbosity()
         admin.set_verbosity(max(1, before))
-    except AdminError:
+    except (AdminError, ValueError, KeyError):  # refused, or told in another way
         yield []  # it says nothing, and states decide
         return
     with reader.listen(_LET_GO, quietly=before == 0) as let_go:
