@@ -112,7 +112,7 @@ def deal(examples: Iterable[Example], num_folds: int, seed: int) -> dict[str, Se
     alike: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for group in sorted(labels):
         alike[tuple(sorted(labels[group]))].append(group)
-    rng, seats = random.Random(seed), {}  # no secret
+    rng, seats = random.Random(seed), {}
     for _, groups in sorted(alike.items()):
         rng.shuffle(groups)
         for number, group in enumerate(groups):

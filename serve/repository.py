@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tritonclient
 from google.protobuf import text_format
 
 from serve import code
@@ -95,10 +96,7 @@ def _messages() -> Any:
     """Triton's protobuf module, without the package that it lies in: that loads grpc and numpy, and every start would wait for them."""
     name = "tritonclient.grpc.model_config_pb2"
     if name not in sys.modules:
-        package = importlib.util.find_spec("tritonclient")
-        assert package is not None
-        assert package.submodule_search_locations is not None
-        file = Path(package.submodule_search_locations[0], "grpc", "model_config_pb2.py")
+        file = Path(tritonclient.__path__[0], "grpc", "model_config_pb2.py")
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None

@@ -55,7 +55,7 @@ class TritonServer:
         *,
         on_log: Callable[[str], None] | None = None,
         stop: threading.Event | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
         """Remember what to start.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 import os
 import threading
@@ -63,15 +62,13 @@ class Supervisor:
 
     def start(self, stop: threading.Event | None = None) -> TritonServer:
         """Start the server, or give it up when `stop` is set. Raises ServeError."""
-        self.server = TritonServer(self._config, on_log=self._on_log, stop=stop, meanwhile=_load_watch)
+        self.server = TritonServer(self._config, on_log=self._on_log, stop=stop, meanwhile=_watch_type)
         self.server.start()
         self._begin_watch(self.server)
         return self.server
 
     def _begin_watch(self, server: TritonServer) -> None:
-        from serve.watch import Watch  # noqa: PLC0415  # see _load_watch
-
-        watch = Watch(server, self._watch_config)
+        watch = _watch_type()(server, self._watch_config)
         watch.check()
         self._watch = watch
         self._running_since = time.monotonic()
@@ -138,9 +135,11 @@ class Supervisor:
         self.health.close()
 
 
-def _load_watch() -> None:
-    """Load what a watch needs, numpy above all, while tritonserver starts: before it, every start would take a tenth longer."""
-    importlib.import_module("serve.watch")
+def _watch_type() -> type[Watch]:
+    """Load what a watch needs, numpy above all: first while tritonserver starts, since before it every start would take longer."""
+    from serve.watch import Watch  # noqa: PLC0415
+
+    return Watch
 
 
 def _in(pause_s: float) -> str:
